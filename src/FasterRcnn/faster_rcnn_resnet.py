@@ -1,0 +1,119 @@
+"""The detector as a whole: joins the parts and is the only reader of the configuration among them."""
+import numpy as np
+from mindspore import dtype as mstype
+from mindspore import nn, ops
+
+from src.FasterRcnn.anchor_generator import pyramid_anchors
+from src.FasterRcnn.bbox_assign_sample import BboxAssignSample
+from src.FasterRcnn.bbox_assign_sample_stage2 import BboxAssignSampleForRcnn
+from src.FasterRcnn.box_ops import BoxCoder
+from src.FasterRcnn.fpn_neck import FeatPyramidNeck
+from src.FasterRcnn.proposal_generator import Proposal
+from src.FasterRcnn.rcnn import BoxPredictor, Rcnn
+from src.FasterRcnn.resnet import ResidualBlock, ResNetFea
+from src.FasterRcnn.roi_align import SingleRoIExtractor
+from src.FasterRcnn.rpn import RPN
+
+
+class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
+    """Faster R-CNN (Ren et al. 2015) with ResNet and feature pyramid (Lin et al. 2017).
+
+    Args:
+        config (Config): see ``src.model_utils.config``; read here and nowhere below.
+        block (type): residual block of the backbone.
+
+    Inputs:
+        - **img_data** (Tensor) - (B, 3, H, W) float32, the normalised canvas.
+        - **img_metas** (Tensor) - (B, 4) float32: height and width of the picture on the canvas, scale_h, scale_w.
+          Not used in training.
+        - **gt_bboxes** (Tensor) - (B, G, 4) float32 xyxy in pixels of the canvas. Training only, as the next two.
+        - **gt_labels** (Tensor) - (B, G) int32, 1 = first foreground class.
+        - **gt_valids** (Tensor) - (B, G) bool, False in padded rows and crowds.
+
+    Outputs:
+        In training six float32 scalars: rpn_loss, rcnn_loss, rpn_cls_loss, rpn_reg_loss, rcnn_cls_loss,
+        rcnn_reg_loss; the first two are the weighted sums of their parts. After ``set_train(False)`` the first three
+        outputs of :meth:`detect`.
+    """
+
+    def __init__(self, config, block: type = ResidualBlock):
+        super().__init__()
+        canvas_size = (config.img_height, config.img_width)
+        level_anchors = pyramid_anchors(canvas_size, config.anchor_strides, config.anchor_scales,
+                                        config.anchor_ratios)
+        rpn_coder = BoxCoder(config.rpn_target_means, config.rpn_target_stds, canvas_size)
+        box_coder = BoxCoder(config.rcnn_target_means, config.rcnn_target_stds, canvas_size)
+        background_boxes = not config.without_bg_loss
+        # Kept because two backbones have equal parameters: checkpoints are compared with it.
+        self.backbone_name = config.backbone
+        self.rpn_weights = (config.rpn_loss_cls_weight, config.rpn_loss_reg_weight)
+        self.rcnn_weights = (config.rcnn_loss_cls_weight, config.rcnn_loss_reg_weight)
+        self.backbone = ResNetFea(block, config.resnet_block, config.resnet_in_channels, config.resnet_out_channels,
+                                  config.frozen_stages, config.norm_eval, config.stem_pool_pad)
+        self.fpn_neck = FeatPyramidNeck(config.fpn_in_channels, config.fpn_out_channels, config.fpn_num_outs)
+        self.rpn_with_loss = _build_rpn(config, level_anchors, canvas_size, rpn_coder)
+        self.proposals_train = Proposal(level_anchors, rpn_coder, config.rpn_proposal_nms_pre,
+                                        config.rpn_proposal_max_num, config.rpn_proposal_nms_thr)
+        self.proposals_test = Proposal(level_anchors, rpn_coder, config.rpn_nms_pre, config.rpn_max_num,
+                                       config.rpn_nms_thr)
+        self.assign_rois = BboxAssignSampleForRcnn(
+            box_coder, config.num_expected_pos_stage2, config.num_expected_neg_stage2, config.pos_iou_thr_stage2,
+            config.neg_iou_thr_stage2, config.min_pos_iou_stage2, seed=config.seed + 2)
+        self.roi_strides = len(config.roi_align_featmap_strides)
+        self.roi_align = SingleRoIExtractor(config.roi_layer.out_size, config.roi_layer.sample_num,
+                                            config.roi_align_featmap_strides, config.roi_align_finest_scale,
+                                            native=config.device_target != "CPU")
+        self.rcnn = Rcnn(config.rcnn_in_channels * config.roi_layer.out_size ** 2, config.rcnn_fc_out_channels,
+                         config.num_classes, background_boxes)
+        self.predict_boxes = BoxPredictor(box_coder, background_boxes, config.test_score_thr, config.test_iou_thr,
+                                          config.test_max_per_img, config.test_nms_candidates)
+        if config.device_target == "Ascend":
+            for part in (self.backbone, self.fpn_neck, self.rpn_with_loss.rpn_convs_list, self.rcnn):
+                part.to_float(mstype.float16)
+
+    def construct(self, img_data, img_metas, gt_bboxes=None, gt_labels=None, gt_valids=None):
+        if self.training:
+            return self.losses(img_data, gt_bboxes, gt_labels, gt_valids)
+        return self.detect(img_data, img_metas)[:3]
+
+    def losses(self, img_data, gt_boxes, gt_labels, gt_valid):
+        """The six losses of a training step; arguments as in the class."""
+        features = self.fpn_neck(self.backbone(img_data))
+        logits, deltas = self.rpn_with_loss(features)
+        rpn_cls_loss, rpn_reg_loss = self.rpn_with_loss.losses(logits, deltas, gt_boxes, gt_valid)
+        proposals, proposal_mask = self.proposals_train(logits, deltas)
+        rois, labels, target_deltas, valid = self.assign_rois(gt_boxes, gt_labels, gt_valid, proposals, proposal_mask)
+        rois, labels, valid = ops.stop_gradient(rois), ops.stop_gradient(labels), ops.stop_gradient(valid)
+        target_deltas = ops.stop_gradient(target_deltas)
+        roi_logits, roi_deltas = self.rcnn(self.roi_align(rois, features[:self.roi_strides]))
+        rcnn_cls_loss, rcnn_reg_loss = self.rcnn.losses(
+            roi_logits, roi_deltas, ops.reshape(labels, (-1,)), ops.reshape(target_deltas, (-1, 4)),
+            ops.reshape(valid, (-1,)))
+        rpn_loss = self.rpn_weights[0] * rpn_cls_loss + self.rpn_weights[1] * rpn_reg_loss
+        rcnn_loss = self.rcnn_weights[0] * rcnn_cls_loss + self.rcnn_weights[1] * rcnn_reg_loss
+        return rpn_loss, rcnn_loss, rpn_cls_loss, rpn_reg_loss, rcnn_cls_loss, rcnn_reg_loss
+
+    def detect(self, img_data, img_metas):
+        """Detections in pixels of the pictures.
+
+        Args:
+            img_data, img_metas (Tensor): as in the class.
+
+        Returns:
+            boxes and score (B, D, 5) float32, best first; labels (B, D, 1) int32, 0 = first foreground class; mask
+            (B, D, 1) bool; and truncated (B,) bool, see :class:`src.FasterRcnn.rcnn.BoxPredictor`. D is
+            ``test_max_per_img``; padded rows are 0, 0, False.
+        """
+        features = self.fpn_neck(self.backbone(img_data))
+        logits, deltas = self.rpn_with_loss(features)
+        proposals, proposal_mask = self.proposals_test(logits, deltas)
+        roi_logits, roi_deltas = self.rcnn(self.roi_align(proposals, features[:self.roi_strides]))
+        return self.predict_boxes(roi_logits, roi_deltas, proposals, proposal_mask, img_metas[:, 2:4])
+
+
+def _build_rpn(config, level_anchors, canvas_size, coder) -> RPN:
+    """The region proposal network of a configuration."""
+    assign = BboxAssignSample(np.concatenate(level_anchors), canvas_size, coder, config.num_expected_pos,
+                              config.num_expected_neg, config.pos_iou_thr, config.neg_iou_thr, config.min_pos_iou,
+                              seed=config.seed)
+    return RPN(config.rpn_in_channels, config.rpn_feat_channels, config.num_anchors, assign)

@@ -1,0 +1,54 @@
+"""Feature pyramid (Lin et al. 2017)."""
+from collections.abc import Sequence
+
+from mindspore import nn, ops
+from mindspore.common.initializer import XavierUniform
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size, pad_mode="pad", padding=kernel_size // 2,
+                     has_bias=True, weight_init=XavierUniform(), bias_init="zeros")
+
+
+class FeatPyramidNeck(nn.Cell):
+    """Merge backbone maps top-down into pyramid levels of equal width; no ReLU, nearest-neighbour upsampling.
+
+    Args:
+        in_channels (Sequence[int]): channels of C2..C5, finest first; each map twice as fine as the next.
+        out_channels (int): channels of every level returned.
+        num_outs (int): levels returned, at least len(in_channels); extra ones take the even pixels of the last.
+
+    Inputs: features, tuple of Tensor (B, in_channels[i], H_i, W_i), float32 or float16.
+    Outputs: tuple of num_outs Tensors (B, out_channels, H_i, W_i), finest first (P2..P6).
+
+    Raises:
+        ValueError: fewer outputs than inputs.
+    """
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int):
+        super().__init__()
+        if num_outs < len(in_channels):
+            raise ValueError(f"num_outs is {num_outs}, expected at least {len(in_channels)}, the number of inputs")
+        self.num_levels = len(in_channels)
+        self.num_extra = num_outs - self.num_levels
+        self.lateral_convs_list = nn.CellList([_conv(channels, out_channels, 1) for channels in in_channels])
+        self.fpn_convs_list = nn.CellList([_conv(out_channels, out_channels, 3) for _ in in_channels])
+        self.subsample = nn.MaxPool2d(kernel_size=1, stride=2)
+
+    def construct(self, features):
+        top = self.num_levels - 1
+        merged = self.lateral_convs_list[top](features[top])
+        outs = (self.fpn_convs_list[top](merged),)
+        for level in range(top - 1, -1, -1):
+            merged = add_upsampled(self.lateral_convs_list[level](features[level]), merged)
+            outs = (self.fpn_convs_list[level](merged),) + outs
+        for _ in range(self.num_extra):
+            outs = outs + (self.subsample(outs[-1]),)
+        return outs
+
+
+def add_upsampled(fine, coarse):
+    """Add a map to one twice as fine, each coarse pixel to its 2 x 2 fine ones (nearest-neighbour upsampling)."""
+    batch, channels, height, width = coarse.shape
+    blocks = ops.reshape(fine, (batch, channels, height, 2, width, 2))
+    return ops.reshape(blocks + ops.reshape(coarse, (batch, channels, height, 1, width, 1)), fine.shape)

@@ -1,0 +1,131 @@
+"""ResNet-50/101/152 backbone; the residual block is passed in, because two kinds differ in where the stride sits."""
+from collections.abc import Sequence
+
+from mindspore import nn, ops
+
+
+def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    """Convolution without bias, padded so that stride 1 keeps the size, He-normal weights (He et al. 2015)."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, pad_mode="pad",
+                     padding=kernel_size // 2, has_bias=False, weight_init="he_normal")
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation, eps 1e-5, whose statistics may be fixed.
+
+    ``norm_eval`` fixes the running mean and variance also in training (gamma and beta still learn), as fine-tuning
+    a detector with small batches needs. MindSpore's momentum is the weight of the OLD statistics: 0.9 here is 0.1 in
+    other frameworks.
+
+    Args:
+        num_features (int): channels.
+        norm_eval (bool): use the running statistics in training too.
+    """
+
+    def __init__(self, num_features: int, norm_eval: bool):
+        super().__init__(num_features, eps=1e-5, momentum=0.9, use_batch_statistics=False if norm_eval else None)
+        # Statistics follow the data, no optimiser updates them.
+        self.moving_mean.requires_grad = False
+        self.moving_variance.requires_grad = False
+
+
+class ResidualBlock(nn.Cell):
+    """Bottleneck block (He et al. 2016) with the stage's stride on its 3x3 convolution ("v1.5").
+
+    Args:
+        in_channels (int): channels in.
+        out_channels (int): channels out, a multiple of 4; the bottleneck has a quarter.
+        stride (int): 1 or 2.
+        down_sample (bool): project the shortcut with a strided 1x1 convolution; needed when shapes change.
+        norm_eval (bool): see :class:`BatchNorm`.
+
+    Inputs: x, Tensor (B, in_channels, H, W).
+    Outputs: Tensor (B, out_channels, H / stride, W / stride).
+    """
+
+    stride_on_first = False
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, down_sample: bool, norm_eval: bool):
+        super().__init__()
+        width = out_channels // 4
+        first, second = (stride, 1) if self.stride_on_first else (1, stride)
+        self.conv1 = conv(in_channels, width, 1, first)
+        self.bn1 = BatchNorm(width, norm_eval)
+        self.conv2 = conv(width, width, 3, second)
+        self.bn2 = BatchNorm(width, norm_eval)
+        self.conv3 = conv(width, out_channels, 1)
+        self.bn3 = BatchNorm(out_channels, norm_eval)
+        self.relu = nn.ReLU()
+        self.down_sample = down_sample
+        if down_sample:
+            self.conv_down_sample = conv(in_channels, out_channels, 1, stride)
+            self.bn_down_sample = BatchNorm(out_channels, norm_eval)
+
+    def construct(self, x):
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        shortcut = self.bn_down_sample(self.conv_down_sample(x)) if self.down_sample else x
+        return self.relu(out + shortcut)
+
+
+class ResNetFea(nn.Cell):
+    """ResNet feature extractor that returns the maps of its four stages.
+
+    Args:
+        block (type): :class:`ResidualBlock` or :class:`src.FasterRcnn.resnet50v1.ResidualBlockV1`.
+        layer_nums (Sequence[int]): blocks per stage, e.g. (3, 4, 6, 3) for ResNet-50.
+        in_channels, out_channels (Sequence[int]): channels into and out of each stage.
+        frozen_stages (int): -1 fixes nothing, 0 the stem, k the stem and the first k stages.
+        norm_eval (bool): see :class:`BatchNorm`; fixed stages never update their statistics.
+        stem_pool_pad (str): padding of the stem's max pool, "same" (right and bottom only, as the published
+            weights were trained) or "symmetric" (one pixel on every side, as PyTorch projects do).
+
+    Inputs: image, Tensor (B, 3, H, W), normalised.
+    Outputs: tuple of four Tensors C2..C5 (B, out_channels[i], H / 4 / 2**i, W / 4 / 2**i).
+    """
+
+    def __init__(self, block: type, layer_nums: Sequence[int], in_channels: Sequence[int],
+                 out_channels: Sequence[int], frozen_stages: int = 1, norm_eval: bool = True,
+                 stem_pool_pad: str = "same"):
+        super().__init__()
+        self.frozen_stages = frozen_stages
+        self.conv1 = conv(3, 64, 7, 2)
+        self.bn1 = BatchNorm(64, norm_eval or frozen_stages >= 0)
+        self.relu = nn.ReLU()
+        pool = {"same": {"pad_mode": "same"}, "symmetric": {"pad_mode": "pad", "padding": 1}}[stem_pool_pad]
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, **pool)
+        stages = [
+            self._make_stage(block, layer_nums[i], in_channels[i], out_channels[i], stride=1 if i == 0 else 2,
+                             norm_eval=norm_eval or frozen_stages > i)
+            for i in range(4)
+        ]
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self._freeze([self.conv1, self.bn1], stages)
+
+    @staticmethod
+    def _make_stage(block: type, num_blocks: int, in_channels: int, out_channels: int, stride: int,
+                    norm_eval: bool) -> nn.SequentialCell:
+        """One stage: a projecting block, then num_blocks - 1 plain ones."""
+        first = block(in_channels, out_channels, stride, True, norm_eval)
+        rest = [block(out_channels, out_channels, 1, False, norm_eval) for _ in range(num_blocks - 1)]
+        return nn.SequentialCell([first, *rest])
+
+    def _freeze(self, stem: Sequence[nn.Cell], stages: Sequence[nn.Cell]) -> None:
+        """Take the fixed part out of training."""
+        fixed = ([*stem] if self.frozen_stages >= 0 else []) + [*stages[:max(self.frozen_stages, 0)]]
+        for cell in fixed:
+            for param in cell.get_parameters():
+                param.requires_grad = False
+
+    def construct(self, image):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
+        c2 = self.layer1(self._cut(x, 0))
+        c3 = self.layer2(self._cut(c2, 1))
+        c4 = self.layer3(self._cut(c3, 2))
+        c5 = self.layer4(self._cut(c4, 3))
+        return self._cut(c2, 1), self._cut(c3, 2), self._cut(c4, 3), self._cut(c5, 4)
+
+    def _cut(self, x, stage):
+        """Stop the gradient at the output of a fixed stage (0 is the stem)."""
+        return ops.stop_gradient(x) if self.frozen_stages >= stage else x

@@ -1,0 +1,210 @@
+"""RoIAlign over a feature pyramid: every RoI is pooled once, from the level of its size."""
+from collections.abc import Sequence
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore import dtype as mstype
+
+# ops.ROIAlign leaves the output unwritten when |x1| and |x2| are both below this.
+_NATIVE_MIN_X = 1e-3
+
+
+def roi_levels(rois, finest_scale: int, num_levels: int):
+    """Pyramid level of each RoI (Lin et al. 2017, equation 1), widths x2 - x1 + 1.
+
+    Args:
+        rois (Tensor): (..., 4) xyxy in pixels.
+        finest_scale (int): RoIs with a side below 2 * finest_scale go to level 0.
+        num_levels (int): levels 0 .. num_levels - 1 exist.
+
+    Returns:
+        Tensor (...) int32: floor(log2(sqrt(w * h) / finest_scale + 1e-6)), clipped to the levels that exist.
+    """
+    width = rois[..., 2] - rois[..., 0] + 1
+    height = rois[..., 3] - rois[..., 1] + 1
+    side = ops.sqrt(ops.maximum(width, 0.0) * ops.maximum(height, 0.0)) / finest_scale + 1e-6
+    # Comparing with the powers of two is the logarithm's floor without its rounding.
+    level = ops.zeros_like(side)
+    for boundary in range(1, num_levels):
+        level = level + ops.cast(side >= 2.0 ** boundary, level.dtype)
+    return ops.cast(level, mstype.int32)
+
+
+class SingleRoIExtractor(nn.Cell):
+    """Pool each RoI to a fixed grid from the pyramid level of its size (He et al. 2017).
+
+    Coordinates are mmdetection v1's, as ``ops.ROIAlign`` with ``roi_end_mode=1``: a RoI covers x1 * s .. (x2 + 1) * s
+    on a level of scale s = 1 / stride, without minimum size; the centre of pixel i lies at i. Every bin averages
+    sample_num x sample_num bilinear samples; samples beyond one pixel outside the map count as 0.
+
+    Args:
+        out_size (int): bins per side.
+        sample_num (int): samples per bin and axis.
+        featmap_strides (Sequence[int]): stride of each level pooled from, finest first.
+        finest_scale (int): see :func:`roi_levels`.
+        native (bool): use the device's own ``ops.ROIAlign`` (Ascend, GPU) instead of a sparse matrix product (CPU).
+            THE one switch between the two; both give the same numbers.
+
+    Inputs:
+        - **rois** (Tensor) - (B, R, 4) float32 xyxy in pixels of the canvas. No gradient flows to them.
+        - **features** (tuple of Tensor) - one (B, C, H_l, W_l) per stride.
+
+    Outputs:
+        Tensor (B * R, C, out_size, out_size), rows in the order of the images. Padding rows pool the top left corner.
+    """
+
+    def __init__(self, out_size: int, sample_num: int, featmap_strides: Sequence[int], finest_scale: int,
+                 native: bool = False):
+        super().__init__()
+        self.num_levels = len(featmap_strides)
+        self.finest_scale = finest_scale
+        if native:
+            self.pool = _NativeRoIAlign(out_size, sample_num, featmap_strides)
+        else:
+            self.pool = _SparseRoIAlign(out_size, sample_num, featmap_strides)
+
+    def construct(self, rois, features):
+        rois = ops.stop_gradient(rois)
+        levels = roi_levels(rois, self.finest_scale, self.num_levels)
+        return self.pool(rois, levels, features)
+
+
+class _NativeRoIAlign(nn.Cell):
+    """``ops.ROIAlign`` of every RoI on every level, of which the RoI's own level is kept."""
+
+    def __init__(self, out_size: int, sample_num: int, featmap_strides: Sequence[int]):
+        super().__init__()
+        self.pools = [ops.ROIAlign(out_size, out_size, 1.0 / stride, sample_num) for stride in featmap_strides]
+
+    def construct(self, rois, levels, features):
+        batch, num_rois, _ = rois.shape
+        dtype = features[0].dtype
+        image = ops.reshape(ops.arange(batch), (batch, 1, 1))
+        image = ops.cast(ops.broadcast_to(image, (batch, num_rois, 1)), rois.dtype)
+        # Degenerate boxes at the left border (padding among them) hit the operator's unwritten output.
+        x1, y1, x2, y2 = ops.split(rois, 1, axis=2)
+        x2 = ops.where(ops.logical_and(ops.abs(x1) < _NATIVE_MIN_X, ops.abs(x2) < _NATIVE_MIN_X),
+                       ops.full_like(x2, _NATIVE_MIN_X), x2)
+        rows = ops.cast(ops.reshape(ops.concat((image, x1, y1, x2, y2), axis=2), (-1, 5)), dtype)
+        levels = ops.reshape(levels, (-1, 1, 1, 1))
+        pooled = self.pools[0](features[0], rows)
+        for level in range(1, len(self.pools)):
+            pooled = ops.where(levels == level, self.pools[level](features[level], rows), pooled)
+        return pooled
+
+
+class _SparseRoIAlign(nn.Cell):
+    """RoIAlign as one sparse matrix product.
+
+    Rows are the bins of all RoIs, columns the pixels of all levels of all images, stacked; each row holds the bilinear
+    weights of its samples (4 taps each). RoIAlign is linear in the features, so the product with the
+    (pixels, channels) matrix is the pooled output and the product with the transposed matrix its exact gradient.
+    """
+
+    def __init__(self, out_size: int, sample_num: int, featmap_strides: Sequence[int]):
+        super().__init__()
+        self.out_size = out_size
+        self.strides = featmap_strides
+        # Offsets of the samples along one axis, in bins from the RoI's start: (i + 0.5) / sample_num.
+        self.sample_offsets = Tensor((np.arange(out_size * sample_num) + 0.5) / sample_num, mstype.float32)
+        self.sample_weight = 1.0 / sample_num
+        self.num_taps = 2 * sample_num
+        self.product = _SparseProduct()
+
+    def construct(self, rois, levels, features):
+        batch, num_rois, _ = rois.shape
+        channels = features[0].shape[1]
+        pixels = ops.concat([ops.reshape(ops.transpose(f, (0, 2, 3, 1)), (-1, channels)) for f in features], axis=0)
+        columns, weights = self.taps(rois, levels, features)
+        num_bins, num_taps = columns.shape
+        rows = ops.broadcast_to(ops.reshape(ops.arange(num_bins), (num_bins, 1)), (num_bins, num_taps))
+        indices = ops.stack((ops.reshape(ops.cast(rows, mstype.int32), (-1,)), ops.reshape(columns, (-1,))), axis=1)
+        pooled = self.product(indices, ops.reshape(weights, (-1,)), pixels, num_bins)
+        pooled = ops.reshape(pooled, (batch * num_rois, self.out_size * self.out_size, channels))
+        return ops.reshape(ops.transpose(pooled, (0, 2, 1)),
+                           (batch * num_rois, channels, self.out_size, self.out_size))
+
+    def taps(self, rois, levels, features):
+        """Columns and weights of all samples: (B * R * bins, taps * taps), int32 and float32."""
+        batch, num_rois, _ = rois.shape
+        height, width, scale, first_pixel = self.level_geometry(levels, features, batch)
+        columns_y, weights_y = self.axis_taps(rois[..., 1], rois[..., 3], scale, height)
+        columns_x, weights_x = self.axis_taps(rois[..., 0], rois[..., 2], scale, width)
+        columns_y = first_pixel[..., None, None] + columns_y * width[..., None, None]
+        rows_shape = (batch * num_rois, self.out_size, 1, self.num_taps, 1)
+        cols_shape = (batch * num_rois, 1, self.out_size, 1, self.num_taps)
+        columns = ops.reshape(columns_y, rows_shape) + ops.reshape(columns_x, cols_shape)
+        weights = ops.reshape(weights_y, rows_shape) * ops.reshape(weights_x, cols_shape)
+        taps_shape = (-1, self.num_taps * self.num_taps)
+        return ops.reshape(ops.cast(columns, mstype.int32), taps_shape), ops.reshape(weights, taps_shape)
+
+    def level_geometry(self, levels, features, batch):
+        """Height, width, scale of each RoI's map and the column of its first pixel, all (B, R) float32.
+
+        Column numbers stay below 2**24 (165 images of 768 x 1280), where float32 counts exactly.
+        """
+        zero = ops.zeros_like(ops.cast(levels, mstype.float32))
+        height, width, scale, first_pixel = zero, zero, zero, zero
+        image = ops.reshape(ops.arange(batch), (batch, 1))
+        offset = 0
+        for level in range(len(features)):
+            _, _, rows, cols = features[level].shape
+            here = ops.cast(levels == level, mstype.float32)
+            height = height + here * rows
+            width = width + here * cols
+            scale = scale + here * (1.0 / self.strides[level])
+            first_pixel = first_pixel + here * ops.cast(offset + image * (rows * cols), mstype.float32)
+            offset += batch * rows * cols
+        return height, width, scale, first_pixel
+
+    def axis_taps(self, begin, end, scale, size):
+        """Pixels and weights along one axis.
+
+        Args:
+            begin, end (Tensor): (B, R) first and last pixel of the RoI.
+            scale, size (Tensor): (B, R) of the RoI's map: 1 / stride, and pixels along this axis.
+
+        Returns:
+            two Tensors (B, R, out_size, taps): pixel numbers (whole float32) and weights, sample_num * 2 a bin.
+        """
+        begin = begin * scale
+        bin_size = ((end + 1) * scale - begin) / self.out_size
+        position = begin[..., None] + self.sample_offsets * bin_size[..., None]
+        size = size[..., None]
+        inside = ops.cast(ops.logical_and(position >= -1.0, position <= size), mstype.float32)
+        position = ops.minimum(ops.maximum(position, 0.0), size - 1)
+        low = ops.floor(position)
+        high = ops.minimum(low + 1, size - 1)
+        fraction = position - low
+        pixel = ops.stack((low, high), axis=-1)
+        weight = ops.stack((inside * (1 - fraction), inside * fraction), axis=-1) * self.sample_weight
+        shape = (*begin.shape, self.out_size, self.num_taps)
+        return ops.reshape(pixel, shape), ops.reshape(weight, shape)
+
+
+class _SparseProduct(nn.Cell):
+    """Sparse matrix times dense matrix, with a gradient to the dense one only.
+
+    The operator's own derivative would also gather a row of the dense matrix for every entry.
+
+    Inputs:
+        - **indices** (Tensor) - (E, 2) int32 row and column of each entry.
+        - **weights** (Tensor) - (E,) float32 values.
+        - **dense** (Tensor) - (P, C).
+        - **num_rows** (int) - rows of the sparse matrix.
+
+    Outputs:
+        Tensor (num_rows, C).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.multiply = ops.SparseTensorDenseMatmul()
+        self.multiply_transposed = ops.SparseTensorDenseMatmul(adjoint_st=True)
+
+    def construct(self, indices, weights, dense, num_rows):
+        return self.multiply(indices, weights, (num_rows, dense.shape[0]), dense)
+
+    def bprop(self, indices, weights, dense, num_rows, out, dout):
+        gradient = self.multiply_transposed(indices, weights, (num_rows, dense.shape[0]), dout)
+        return ops.zeros_like(indices), ops.zeros_like(weights), gradient, 0

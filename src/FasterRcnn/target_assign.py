@@ -1,0 +1,118 @@
+"""Matching boxes to ground truths and sampling them: shared by the RPN's anchors and the box head's proposals."""
+from mindspore import dtype as mstype
+from mindspore import nn, ops
+
+# Values of ``matched_gt`` that are no ground truth's number.
+NEGATIVE = -1
+IGNORED = -2
+# Corner of a box that overlaps nothing: stands in for rows that may not be matched.
+FAR_AWAY = -1e6
+
+
+def match(iou, pos_iou_thr: float, neg_iou_thr: float, min_pos_iou: float):
+    """Match every candidate box to a ground truth (Ren et al. 2015, section 3.1.2; mmdetection v1's rules).
+
+    A candidate is positive for the ground truth it overlaps most when that IoU is at least ``pos_iou_thr``, negative
+    when it is below ``neg_iou_thr``. Then every ground truth whose best IoU is at least ``min_pos_iou`` takes ALL
+    candidates that reach this best, even those that overlap another ground truth more; a later one wins.
+
+    Args:
+        iou (Tensor): (B, G, N) IoU of ground truths and candidates; 0 for padded ground truths and for rows that may
+            not be chosen.
+        pos_iou_thr, neg_iou_thr, min_pos_iou (float): thresholds in (0, 1].
+
+    Returns:
+        Tensor (B, N) int32, number of the matched ground truth, NEGATIVE or IGNORED.
+    """
+    num_gts = iou.shape[1]
+    best_gt, best_iou = ops.ArgMaxWithValue(axis=1)(iou)
+    best_gt = ops.cast(best_gt, mstype.float32)
+    matched = ops.where(best_iou < neg_iou_thr, ops.full_like(best_gt, NEGATIVE), ops.full_like(best_gt, IGNORED))
+    matched = ops.where(best_iou >= pos_iou_thr, best_gt, matched)
+    best_of_gt = ops.ReduceMax(keep_dims=True)(iou, 2)
+    # 2 is no IoU, so ground truths without a good candidate tie with none.
+    best_of_gt = ops.where(best_of_gt >= min_pos_iou, best_of_gt, ops.full_like(best_of_gt, 2.0))
+    number = ops.reshape(ops.arange(1, num_gts + 1), (1, num_gts, 1))
+    claims = ops.cast(iou == best_of_gt, mstype.float32) * ops.cast(number, mstype.float32)
+    last_claim = ops.ReduceMax()(claims, 1)
+    matched = ops.where(last_claim > 0, last_claim - 1, matched)
+    return ops.cast(matched, mstype.int32)
+
+
+class RandomSample(nn.Cell):
+    """Choose up to ``count`` of the marked candidates of every image, each subset equally likely.
+
+    Args:
+        count (int): slots per image.
+        seed (int): seed of the operator's own random stream.
+
+    Inputs: candidates, Tensor (B, N) bool.
+    Outputs: two Tensors (B, count): int32 candidate numbers, and bool, False in slots that stayed empty. Filled slots
+        come first.
+    """
+
+    def __init__(self, count: int, seed: int):
+        super().__init__()
+        self.count = count
+        self.uniform = ops.UniformReal(seed=seed)
+        self.top_k = ops.TopK(sorted=True)
+
+    def construct(self, candidates):
+        keys = self.uniform(candidates.shape) + 1.0
+        keys = keys * ops.cast(candidates, mstype.float32)
+        available = min(self.count, candidates.shape[1])
+        key, index = self.top_k(keys, available)
+        index = ops.cast(index, mstype.int32)
+        if available < self.count:
+            padding = ((0, 0), (0, self.count - available))
+            key, index = ops.Pad(padding)(key), ops.Pad(padding)(index)
+        return index, key > 0
+
+
+class PosNegSample(nn.Cell):
+    """Sample positives and negatives for a loss.
+
+    Args:
+        num_pos (int): positives per image at most; these slots come first.
+        num_neg (int): slots for negatives.
+        num_total (int): positives and negatives per image at most.
+        seed (int): seed of the random stream.
+
+    Inputs: matched_gt, Tensor (B, N) int32 from :func:`match`.
+    Outputs: index (B, num_pos + num_neg) int32 candidate numbers, and two bool masks (B, num_pos + num_neg): slots
+        filled with a positive, and slots filled at all.
+    """
+
+    def __init__(self, num_pos: int, num_neg: int, num_total: int, seed: int):
+        super().__init__()
+        self.num_neg = num_neg
+        self.num_total = num_total
+        self.sample_pos = RandomSample(num_pos, seed)
+        self.sample_neg = RandomSample(num_neg, seed + 1)
+
+    def construct(self, matched_gt):
+        pos_index, is_pos = self.sample_pos(matched_gt >= 0)
+        neg_index, is_neg = self.sample_neg(matched_gt == NEGATIVE)
+        num_pos = ops.reduce_sum(ops.cast(is_pos, mstype.float32), 1)
+        room = ops.expand_dims(self.num_total - num_pos, 1)
+        slot = ops.cast(ops.arange(self.num_neg), mstype.float32)
+        is_neg = ops.logical_and(is_neg, slot < room)
+        index = ops.concat((pos_index, neg_index), axis=1)
+        pos_mask = ops.concat((is_pos, ops.zeros_like(is_neg)), axis=1)
+        return index, pos_mask, ops.concat((is_pos, is_neg), axis=1)
+
+
+def take_rows(rows, index):
+    """Pick rows per image.
+
+    Args:
+        rows (Tensor): (B, N, D).
+        index (Tensor): (B, S) int32 row numbers.
+
+    Returns:
+        Tensor (B, S, D).
+    """
+    batch, num_rows, width = rows.shape
+    first = ops.reshape(ops.arange(batch) * num_rows, (batch, 1))
+    flat = ops.reshape(index + ops.cast(first, index.dtype), (-1,))
+    return ops.reshape(ops.gather(ops.reshape(rows, (-1, width)), flat, 0), (batch, index.shape[1], width))

@@ -1,0 +1,545 @@
+"""Annotation files: COCO JSON and TXT lists, read into one list of `ImageAnnotation`, and checked.
+
+TXT lists hold one picture a line, separated by blanks or tabs: its path below the picture folder, in double
+quotes if it has blanks in it, then any number of boxes `xmin,ymin,xmax,ymax,class[,iscrowd]` in pixels, the
+class counted from 1 in the order of `coco_classes` (background is 0 and has no boxes):
+
+    first.jpg 10,20,110.5,220,1 5,5,50,50,2,1
+    "my second picture.jpg"
+
+A line without boxes is a picture to learn background from. Empty lines are left out.
+"""
+import difflib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.model_utils.config import Config
+from src.model_utils.errors import UserError
+
+LOGGER = logging.getLogger(__name__)
+
+MAX_ANNOTATION_BYTES = 4 << 30
+MAX_LISTED = 10               # names in one message
+_MAX_TEXT = 80                # characters of a faulty line shown
+_MAX_ID = 2 ** 63 - 1         # the records hold int64
+_COCO_KEYS = ("images", "annotations", "categories")
+_TXT_LINE = re.compile(r'(?:"(?P<quoted>[^"]+)"|(?P<plain>[^\s"]+))(?:\s+(?P<boxes>.*))?')
+
+
+@dataclass(frozen=True)
+class ImageAnnotation:
+    """What the annotation file says of one picture.
+
+    Attributes:
+        image_id (int): the file's own id; for TXT lists 1, 2, ... in their order.
+        file_name (str): as the file writes it.
+        path (Path): where the picture lies.
+        size (tuple[int, int] | None): (width, height) if the file gives them.
+        boxes_xyxy (np.ndarray): (N, 4) float32, as written: neither clipped nor checked for area.
+        labels (np.ndarray): (N,) int32, 1..K in the order of the foreground classes.
+        is_crowd (np.ndarray): (N,) bool.
+        box_ids (np.ndarray): (N,) int64, the number by which messages name a box.
+        box_word (str): what stands before that number, "annotation" or "line 3, box".
+    """
+
+    image_id: int
+    file_name: str
+    path: Path
+    size: tuple[int, int] | None
+    boxes_xyxy: np.ndarray
+    labels: np.ndarray
+    is_crowd: np.ndarray
+    box_ids: np.ndarray
+    box_word: str
+
+    def box_name(self, row: int) -> str:
+        """The name of one box in messages: picture and annotation."""
+        return f"{self.file_name}, {self.box_word} {self.box_ids[row]}"
+
+
+# ---- where things are ------------------------------------------------------------------------------------
+
+def annotation_file(config: Config, *, training: bool) -> Path:
+    """The annotation file of training or evaluation.
+
+    COCO: `instance_set` with `train_data_type` or `val_data_type` below `coco_root`, or with `instance_` for
+    `instances_` where only that exists; `anno_path`, if given, takes the place of the evaluation file.
+    TXT: `anno_path` for both.
+
+    Raises:
+        UserError: there is no such file; names the path.
+    """
+    if config.dataset == "other":
+        if not config.anno_path:
+            raise UserError("dataset 'other' needs anno_path: the TXT file that lists pictures and boxes")
+        path = Path(config.anno_path)
+    elif config.anno_path and not training:
+        path = Path(config.anno_path)
+    else:
+        subset = config.train_data_type if training else config.val_data_type
+        path = Path(config.coco_root) / config.instance_set.replace("{}", subset)
+        other = path.with_name(path.name.replace("instances_", "instance_", 1))
+        if not path.exists() and other.is_file():
+            path = other
+    if not path.is_file():
+        keys = "anno_path" if config.anno_path and str(path) == str(Path(config.anno_path)) else \
+            "coco_root, instance_set and " + ("train_data_type" if training else "val_data_type")
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise UserError(f"the annotation file {path} {problem}; check {keys}")
+    return path
+
+
+def image_folder(config: Config, *, training: bool) -> Path:
+    """The folder that file names of the annotations start from; UserError when it does not exist."""
+    if config.dataset == "other":
+        key, folder = "image_dir", Path(config.image_dir)
+        if not config.image_dir:
+            raise UserError("dataset 'other' needs image_dir: the folder of the pictures")
+    else:
+        key = "train_data_type" if training else "val_data_type"
+        folder = Path(config.coco_root) / getattr(config, key)
+        key = f"coco_root and {key}"
+    if not folder.is_dir():
+        raise UserError(f"the picture folder {folder} does not exist; check {key}")
+    return folder
+
+
+def image_path(config: Config, file_name: str) -> Path:
+    """Where an evaluation picture lies; UserError when its name leads out of the picture folder."""
+    return path_below(image_folder(config, training=False).resolve(), file_name)
+
+
+def path_below(root: Path, file_name: str) -> Path:
+    """Join a name from an annotation file to its folder, and hold it there.
+
+    Args:
+        root (Path): the folder, resolved.
+        file_name (str): relative path; anything that ends elsewhere, also by a link, is refused.
+
+    Returns:
+        Path: the resolved path; whether it exists is not looked at.
+
+    Raises:
+        UserError: names the file and the folder.
+    """
+    try:
+        path = (root / file_name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:      # a loop of links, or a null byte in the name
+        raise UserError(f"{file_name!r} is no usable file name ({error})") from error
+    if root not in path.parents:
+        raise UserError(f"{file_name!r} leads to {path}, outside the picture folder {root}; "
+                        "pictures must lie below that folder")
+    return path
+
+
+# ---- public readers --------------------------------------------------------------------------------------
+
+def load_annotations(config: Config, *, training: bool) -> list[ImageAnnotation]:
+    """Read and check the annotation file that the configuration names.
+
+    Args:
+        config (Config): gives the files, `coco_classes` and `ignore_unknown`.
+        training (bool): the training or the evaluation file.
+
+    Returns:
+        list[ImageAnnotation]: one per picture in the file's order, also those without boxes.
+
+    Raises:
+        UserError: a file is missing or says something that cannot be; names file, place and what is expected.
+    """
+    path = annotation_file(config, training=training)
+    root = image_folder(config, training=training)
+    if config.dataset == "other":
+        return read_txt(path, root, num_fg_classes=len(config.class_names))
+    return read_coco(path, root, config.class_names, ignore_unknown=config.ignore_unknown)
+
+
+def coco_ground_truth(config: Config) -> dict[str, list[dict]]:
+    """The evaluation ground truth in COCO's format.
+
+    A COCO file is returned as it is, own category ids and boxes without area included, so that scores compare
+    with those of any other COCO evaluation; only boxes with NaN or infinity, which nothing can be measured
+    against, are left out. With `ignore_unknown`, classes of `coco_classes` that the file lacks are added as
+    categories without boxes. From a TXT list image ids are 1, 2, ..., category ids the class numbers 1..K,
+    and boxes without area, which no detection can match, are left out.
+
+    Args:
+        config (Config): gives the files, `coco_classes` and `ignore_unknown`.
+
+    Returns:
+        dict[str, list[dict]]: `images`, `annotations` (bbox as x, y, width, height) and `categories`.
+
+    Raises:
+        UserError: as `load_annotations`.
+    """
+    path = annotation_file(config, training=False)
+    if config.dataset == "other":
+        root = image_folder(config, training=False)
+        return _txt_ground_truth(read_txt(path, root, num_fg_classes=len(config.class_names)), config.class_names)
+    content = load_coco_file(path)
+    match_categories(content["categories"], config.class_names, path, ignore_unknown=config.ignore_unknown)
+    finite = [np.isfinite(_bbox_numbers(row, path)).all() for row in content["annotations"]]
+    dropped = [f"annotation {row['id']}" for row, good in zip(content["annotations"], finite, strict=True)
+               if not good]
+    if dropped:
+        LOGGER.warning("%s: %s with NaN or infinity left out: %s", path, count_of(len(dropped), "box", "boxes"),
+                       listed(dropped))
+    known = {category["name"] for category in content["categories"]}
+    first_free = max((category["id"] for category in content["categories"]), default=0) + 1
+    added = [{"id": first_free + index, "name": name}
+             for index, name in enumerate(name for name in config.class_names if name not in known)]
+    annotations = [row for row, good in zip(content["annotations"], finite, strict=True) if good]
+    return content | {"annotations": annotations, "categories": content["categories"] + added}
+
+
+def category_ids(config: Config, ground_truth: dict[str, list[dict]]) -> tuple[int, ...]:
+    """The ground truth's category id of every foreground class.
+
+    Args:
+        config (Config): gives `coco_classes`.
+        ground_truth (dict): from `coco_ground_truth`.
+
+    Returns:
+        tuple[int, ...]: K ids; entry 0 belongs to the first class after background, detector label 0.
+
+    Raises:
+        UserError: the ground truth lacks a class.
+    """
+    id_of = {category["name"]: category["id"] for category in ground_truth["categories"]}
+    missing = [name for name in config.class_names if name not in id_of]
+    if missing:
+        raise UserError(f"the ground truth has no categories named {missing}; coco_classes does not fit it")
+    return tuple(id_of[name] for name in config.class_names)
+
+
+# ---- COCO ------------------------------------------------------------------------------------------------
+
+def read_coco(path: str | Path, image_root: str | Path, class_names: Sequence[str], *,
+              ignore_unknown: bool = False) -> list[ImageAnnotation]:
+    """Read a COCO annotation file; see `load_annotations`.
+
+    Args:
+        path (str | Path): the JSON file.
+        image_root (str | Path): the folder its file names start from.
+        class_names (Sequence[str]): the K foreground classes; the file's categories are matched by name.
+        ignore_unknown (bool): leave out boxes of other classes, with a count, instead of refusing them.
+
+    Returns:
+        list[ImageAnnotation]: one per entry of `images`, in their order.
+
+    Raises:
+        UserError: names the file and the entry.
+    """
+    path, image_root = Path(path), Path(image_root).resolve()
+    content = load_coco_file(path)
+    label_of = match_categories(content["categories"], class_names, path, ignore_unknown=ignore_unknown)
+    rows_of: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
+    unknown: Counter[int] = Counter()
+    for row in content["annotations"]:
+        if row["category_id"] in label_of:
+            rows_of[row["image_id"]].append(row)
+        else:
+            unknown[row["category_id"]] += 1
+    if unknown:
+        name_of = {category["id"]: category["name"] for category in content["categories"]}
+        LOGGER.warning("%s: %s of classes not in coco_classes left out: %s", path,
+                       count_of(unknown.total(), "box", "boxes"),
+                       listed([f"{name_of[key]} ({number})" for key, number in unknown.most_common()]))
+    return [_image_from_coco(image, rows_of[image["id"]], label_of, path, image_root)
+            for image in content["images"]]
+
+
+def load_coco_file(path: str | Path) -> dict[str, list[dict]]:
+    """Read a COCO file and hold it to COCO's structure.
+
+    Args:
+        path (str | Path): the JSON file.
+
+    Returns:
+        dict[str, list[dict]]: the file; ids are unique and every id an annotation names exists.
+
+    Raises:
+        UserError: no JSON, wrong keys, no images, an entry without its fields, an id or a picture twice.
+    """
+    path = Path(path)
+    content = _read_json(path)
+    for key in _COCO_KEYS:
+        if not isinstance(content.get(key), list):
+            found = f"keys {list(content)[:MAX_LISTED]}" if key not in content else f"{key!r} is not a list"
+            raise UserError(f"{path}: {found}; a COCO annotation file has the lists {', '.join(_COCO_KEYS)}")
+    if not content["images"]:
+        raise UserError(f"{path}: 'images' is empty; expected at least one picture")
+    categories = _by_id(content["categories"], "categories", path)
+    images = _by_id(content["images"], "images", path)
+    _check_names(content["categories"], "categories", "name", path)
+    _check_names(content["images"], "images", "file_name", path)
+    _by_id(content["annotations"], "annotations", path)
+    for row in content["annotations"]:
+        for key, known, what in (("image_id", images, "images"), ("category_id", categories, "categories")):
+            if not _is_id(row.get(key)) or row[key] not in known:
+                raise UserError(f"{path}: annotation {row['id']} has {key} {row.get(key)!r}, which is not in "
+                                f"{what!r}")
+    return content
+
+
+def match_categories(categories: Iterable[dict], class_names: Sequence[str], path: Path, *,
+                     ignore_unknown: bool = False) -> dict[int, int]:
+    """Map the file's category ids to labels 1..K by name.
+
+    Args:
+        categories (Iterable[dict]): entries with `id` and `name`.
+        class_names (Sequence[str]): the K foreground classes.
+        path (Path): for the message.
+        ignore_unknown (bool): accept that the two sets of names differ.
+
+    Returns:
+        dict[int, int]: category id to label, for the names that both have.
+
+    Raises:
+        UserError: the sets differ; lists both differences, with the nearest names.
+    """
+    id_of = {category["name"]: category["id"] for category in categories}
+    only_file = [name for name in id_of if name not in class_names]
+    only_config = [name for name in class_names if name not in id_of]
+    if (only_file or only_config) and not ignore_unknown:
+        near = {name: difflib.get_close_matches(name, only_config, n=1, cutoff=0.6) for name in only_file}
+        hints = [f"{name!r} is perhaps {match[0]!r}" for name, match in near.items() if match]
+        raise UserError(f"{path} and coco_classes do not have the same classes. Only in the file: {only_file}. "
+                        f"Only in coco_classes: {only_config}. {'; '.join(hints) + '. ' if hints else ''}"
+                        "Change coco_classes (background comes first), or set ignore_unknown to True to leave "
+                        "out boxes of other classes")
+    if not any(name in id_of for name in class_names):
+        raise UserError(f"{path} and coco_classes have no class in common: the file has {list(id_of)}")
+    return {id_of[name]: label for label, name in enumerate(class_names, start=1) if name in id_of}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    data = _read_limited(path)
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:             # ValueError: no JSON, or no UTF-8
+        raise UserError(f"{path}: is not valid JSON ({error}); the file is damaged or incomplete") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}; a COCO annotation file is an object with "
+                        f"the lists {', '.join(_COCO_KEYS)}")
+    return content
+
+
+def _read_limited(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_ANNOTATION_BYTES:
+            raise UserError(f"{path}: has {size:,} bytes; the limit is {MAX_ANNOTATION_BYTES:,}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if not data.strip():
+        raise UserError(f"{path}: is empty; expected annotations")
+    return data
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_ID
+
+
+def _by_id(rows: list, what: str, path: Path) -> dict[int, dict]:
+    """Entries by their id; UserError for an entry that is none, and for an id that comes twice."""
+    found: dict[int, dict] = {}
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict) or not _is_id(row.get("id")):
+            shown = row.get("id") if isinstance(row, dict) else row
+            raise UserError(f"{path}: {what}[{index}] has the id {_short(repr(shown))}; every entry needs an id, "
+                            "a whole number from 0")
+        if row["id"] in found:
+            raise UserError(f"{path}: the id {row['id']} occurs twice in {what!r}; ids must be unique")
+        found[row["id"]] = row
+    return found
+
+
+def _check_names(rows: list[dict], what: str, key: str, path: Path) -> None:
+    """Every entry has a name, and no two the same."""
+    first: dict[str, int] = {}
+    for row in rows:
+        name = row.get(key)
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{path}: id {row['id']} in {what!r} has {key} {name!r}; expected a text")
+        if name in first:
+            raise UserError(f"{path}: {key} {name!r} has the ids {first[name]} and {row['id']} in {what!r}; it may "
+                            "occur once")
+        first[name] = row["id"]
+
+
+def _bbox_numbers(row: dict, path: Path) -> np.ndarray:
+    """The four numbers of `bbox`, (4,) float64."""
+    bbox = row.get("bbox")
+    if not isinstance(bbox, list) or len(bbox) != 4 or \
+            not all(isinstance(number, int | float) and not isinstance(number, bool) for number in bbox):
+        raise UserError(f"{path}: annotation {row['id']} has bbox {_short(repr(bbox))}; expected four numbers "
+                        "[x, y, width, height]")
+    return np.array(bbox, np.float64)
+
+
+def _image_from_coco(image: dict, rows: list[dict], label_of: dict[int, int], path: Path,
+                     image_root: Path) -> ImageAnnotation:
+    boxes = np.array([_bbox_numbers(row, path) for row in rows], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]                              # x2 = x + width
+    size = image.get("width"), image.get("height")
+    if size != (None, None) and not all(_is_id(side) and side > 0 for side in size):
+        raise UserError(f"{path}: image {image['id']} ({image['file_name']}) has width {size[0]!r} and height "
+                        f"{size[1]!r}; expected two positive whole numbers")
+    return ImageAnnotation(
+        image_id=image["id"], file_name=image["file_name"], path=path_below(image_root, image["file_name"]),
+        size=None if size == (None, None) else size, boxes_xyxy=_as_float32(boxes),
+        labels=np.array([label_of[row["category_id"]] for row in rows], np.int32),
+        is_crowd=np.array([bool(row.get("iscrowd", 0)) for row in rows], bool),
+        box_ids=np.array([row["id"] for row in rows], np.int64), box_word="annotation")
+
+
+# ---- TXT -------------------------------------------------------------------------------------------------
+
+def read_txt(path: str | Path, image_root: str | Path, num_fg_classes: int) -> list[ImageAnnotation]:
+    """Read a TXT annotation list; the module's docstring describes the format.
+
+    Args:
+        path (str | Path): the list, UTF-8, with or without byte order mark, Unix or Windows line ends.
+        image_root (str | Path): the folder its paths start from.
+        num_fg_classes (int): K; classes are 1..K.
+
+    Returns:
+        list[ImageAnnotation]: one per line that is not empty; image ids are 1, 2, ...
+
+    Raises:
+        UserError: lists line numbers, texts and reasons.
+    """
+    path, image_root = Path(path), Path(image_root).resolve()
+    annotations, faults = [], []
+    line_of: dict[Path, int] = {}
+    for number, line in enumerate(_read_limited(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            annotation = _image_from_line(line, number, len(annotations) + 1, image_root, num_fg_classes)
+            if annotation.path in line_of:
+                raise ValueError(f"{annotation.file_name!r} is already on line {line_of[annotation.path]}")
+        except (ValueError, UserError) as error:
+            text = line.decode(errors="backslashreplace").strip()
+            faults.append(f"line {number}, {_short(repr(text))}: {error}")
+            continue
+        line_of[annotation.path] = number
+        annotations.append(annotation)
+    if faults:
+        raise UserError(f"{path}: {count_of(len(faults), 'line')} cannot be read; expected 'path "
+                        "xmin,ymin,xmax,ymax,class[,iscrowd] ...', names with blanks in double quotes:\n  "
+                        + "\n  ".join(faults[:MAX_LISTED]))
+    return annotations
+
+
+def _image_from_line(line: bytes, number: int, image_id: int, image_root: Path,
+                     num_fg_classes: int) -> ImageAnnotation:
+    """Parse one line; ValueError says what is wrong with it."""
+    try:
+        match = _TXT_LINE.fullmatch(line.decode().strip())
+    except UnicodeDecodeError as error:
+        raise ValueError("is not UTF-8 text") from error
+    if match is None:
+        raise ValueError("a double quote is missing")
+    words = (match["boxes"] or "").split()
+    rows = np.array([_box_numbers(word, num_fg_classes) for word in words], np.float64).reshape(-1, 6)
+    file_name = match["quoted"] or match["plain"]
+    return ImageAnnotation(
+        image_id=image_id, file_name=file_name, path=path_below(image_root, file_name), size=None,
+        boxes_xyxy=_as_float32(rows[:, :4]), labels=rows[:, 4].astype(np.int32),
+        is_crowd=rows[:, 5].astype(bool), box_ids=np.arange(1, len(rows) + 1), box_word=f"line {number}, box")
+
+
+def _box_numbers(word: str, num_fg_classes: int) -> list[float]:
+    """`xmin,ymin,xmax,ymax,class[,iscrowd]` as six numbers; ValueError says what is wrong."""
+    parts = word.split(",")
+    if len(parts) not in (5, 6):
+        raise ValueError(f"{_short(repr(word))} is no box: it has {count_of(len(parts), 'part')}, not 5 or 6")
+    try:
+        corners = [float(part) for part in parts[:4]]
+        label, crowd = (int(part) for part in (*parts[4:], "0")[:2])
+    except ValueError as error:
+        raise ValueError(f"{_short(repr(word))} is no box: four numbers, a class number and perhaps 0 or 1 "
+                         "belong there") from error
+    if not 1 <= label <= num_fg_classes:
+        raise ValueError(f"class {label} of {_short(repr(word))} is not one of 1..{num_fg_classes}, the numbers "
+                         "of coco_classes without background")
+    if crowd not in (0, 1):
+        raise ValueError(f"iscrowd {crowd} of {_short(repr(word))} is neither 0 nor 1")
+    return [*corners, label, crowd]
+
+
+def _txt_ground_truth(annotations: list[ImageAnnotation], class_names: Sequence[str]) -> dict[str, list[dict]]:
+    rows, dropped = [], []
+    for annotation in annotations:
+        faults, _ = box_faults(annotation.boxes_xyxy)
+        for index, ((x1, y1, x2, y2), fault) in enumerate(zip(annotation.boxes_xyxy.tolist(), faults, strict=True)):
+            if fault:
+                dropped.append(f"{annotation.box_name(index)} ({fault})")
+                continue
+            rows.append({"id": len(rows) + 1, "image_id": annotation.image_id,
+                         "category_id": int(annotation.labels[index]), "bbox": [x1, y1, x2 - x1, y2 - y1],
+                         "area": (x2 - x1) * (y2 - y1), "iscrowd": int(annotation.is_crowd[index])})
+    if dropped:
+        LOGGER.warning("%s left out of the ground truth: %s", count_of(len(dropped), "box", "boxes"),
+                       listed(dropped))
+    return {"images": [{"id": annotation.image_id, "file_name": annotation.file_name} for annotation in annotations],
+            "annotations": rows,
+            "categories": [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]}
+
+
+# ---- boxes -----------------------------------------------------------------------------------------------
+
+def box_faults(boxes_xyxy: np.ndarray, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Say which boxes cannot be trained on, and clip the others to the picture.
+
+    Args:
+        boxes_xyxy (np.ndarray): (N, 4) float32.
+        size (tuple[int, int] | None): (width, height) of the picture; None leaves boxes unclipped.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray]: (N,) str, "" for a good box and otherwise what is wrong with it; and the
+        boxes (N, 4) float32, clipped to [0, width] x [0, height].
+    """
+    finite = np.isfinite(boxes_xyxy).all(axis=1)
+    limits = np.array([np.inf] * 4 if size is None else size * 2, np.float32)
+    clipped = boxes_xyxy if size is None else np.clip(boxes_xyxy, 0, limits)
+    faults = np.select([~finite, ~_has_area(boxes_xyxy), ~_has_area(clipped)],
+                       ["not finite", "no area", "outside the picture"], "")
+    return faults, clipped
+
+
+def _has_area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+
+
+def _as_float32(boxes: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):                          # too large a number becomes infinity: not finite
+        return boxes.astype(np.float32)
+
+
+# ---- words of messages -----------------------------------------------------------------------------------
+
+def count_of(number: int, word: str, plural: str = "") -> str:
+    """A number with its noun: "1 box", "2 boxes"."""
+    return f"{number} {word if number == 1 else plural or word + 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return "; ".join(names[:MAX_LISTED]) + more
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "..."

@@ -1,0 +1,1 @@
+"""Configuration and the environment a program runs in."""

@@ -1,0 +1,261 @@
+"""What a configuration must satisfy beyond the type of each value: ranges, equations, keys with one value.
+
+Tables say most of it: ``FIXED_KEYS``, ``ECHO_KEYS``, ``RANGES``, ``EQUAL_KEYS`` and ``ORDERED_KEYS``.
+``check_config`` goes through them and through the few rules that need a sentence of their own. Every refusal
+is one ``ConfigError`` that names the key, its value, where the value came from and what was expected.
+"""
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from src.model_utils.errors import UserError
+
+if TYPE_CHECKING:
+    from src.model_utils.config import Config
+
+# Blocks per ResNet stage. The depth in the name is 2 + 3 x their sum: a 7x7 and a fully connected layer
+# besides three convolutions per block.
+BACKBONE_BLOCKS = {
+    "resnet_v1.5_50": (3, 4, 6, 3),
+    "resnet_v1_50": (3, 4, 6, 3),
+    "resnet_v1_101": (3, 4, 23, 3),
+    "resnet_v1_152": (3, 8, 36, 3),
+}
+BACKBONE_FILES = {
+    "resnet_v1.5_50": "default_config.yaml",
+    "resnet_v1_50": "default_config.yaml",
+    "resnet_v1_101": "default_config_101.yaml",
+    "resnet_v1_152": "default_config_152.yaml",
+}
+
+STEM_CHANNELS = 64      # width of the ResNet's 7x7 convolution
+FINEST_STRIDE = 4       # stride of C2 and P2; every further level doubles it
+CANVAS_MULTIPLE = 64    # stride of P6: a canvas that it divides gives whole feature maps on every level
+
+# Keys that have no effect in the published system, or whose other values were never built:
+# key -> (value, why). They are refused at any other value: a key that is read and ignored misleads.
+FIXED_KEYS: dict[str, tuple[Any, str]] = {
+    "prefix": ("", "record files are always named FasterRcnn.mindrecord and FasterRcnn_eval.mindrecord"),
+    "rpn_cls_out_channels": (1, "an anchor has one objectness score, turned into a probability by a sigmoid"),
+    "rpn_head_use_sigmoid": (True, "nothing reads it; the RPN always uses a sigmoid"),
+    "rpn_head_weight": (1.0, "nothing reads it; set rpn_loss_cls_weight and rpn_loss_reg_weight instead"),
+    "activate_num_classes": (2, "the RPN tells objects from background, two classes"),
+    "use_sigmoid_cls": (True, "objectness is one sigmoid per anchor; a softmax over two scores is not built"),
+    "rcnn_num_layers": (2, "the box head has two shared fully connected layers"),
+    "rpn_proposal_nms_across_levels": (False, "NMS runs on each pyramid level by itself"),
+    "rpn_nms_across_levels": (False, "NMS runs on each pyramid level by itself"),
+    "rpn_proposal_min_bbox_size": (0.0, "proposals are not filtered by size"),
+    "rpn_min_bbox_min_size": (0.0, "proposals are not filtered by size"),
+    "sgd_step": ((8, 11), "nothing reads it; set milestones together with lr_type=multistep instead"),
+    "sgd_momentum": (0.9, "nothing reads it; set momentum instead"),
+}
+
+# Keys with no effect of their own: they may stay at their default or state the value of the key that decides.
+ECHO_KEYS: dict[str, tuple[int, str]] = {
+    "rpn_proposal_nms_post": (2000, "rpn_proposal_max_num"),
+    "rpn_nms_post": (1000, "rpn_max_num"),
+    "num_expected_total_stage2": (512, "num_expected_neg_stage2"),
+}
+
+# (what is expected, the test, the keys)
+RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    ("a number greater than 0", lambda value: value > 0, (
+        "img_width", "img_height", "num_gts", "num_parallel_workers", "fpn_out_channels", "rpn_feat_channels",
+        "num_expected_neg", "num_expected_pos", "num_expected_neg_stage2", "num_expected_pos_stage2",
+        "rpn_proposal_nms_pre", "rpn_proposal_max_num", "rpn_nms_pre", "rpn_max_num",
+        "roi_align_finest_scale", "rcnn_fc_out_channels", "test_max_per_img", "test_nms_candidates",
+        "test_batch_size", "base_lr", "loss_scale", "grad_clip_norm", "batch_size", "epoch_size",
+        "save_checkpoint_epochs", "keep_checkpoint_max", "log_interval", "interval", "device_num")),
+    ("0 or more", lambda value: value >= 0, (
+        "rpn_loss_cls_weight", "rpn_loss_reg_weight", "rcnn_loss_cls_weight", "rcnn_loss_reg_weight",
+        "warmup_step", "weight_decay", "draw_images", "device_id", "rank_id")),
+    ("a number from 0 to 1", lambda value: 0 <= value <= 1, (
+        "flip_ratio", "expand_ratio", "warmup_ratio", "test_score_thr", "test_iou_thr",
+        "neg_iou_thr", "pos_iou_thr", "min_pos_iou", "rpn_proposal_nms_thr", "rpn_nms_thr",
+        "neg_iou_thr_stage2", "pos_iou_thr_stage2", "min_pos_iou_stage2")),
+    ("a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1, ("momentum",)),
+    # numpy and MindSpore both take 32 bits
+    ("a number from 0 to 4294967295", lambda value: 0 <= value < 2**32, ("seed",)),
+    ("-1 (nothing fixed), 0 (stem) or 1 to 4 (so many stages as well)", lambda value: -1 <= value <= 4, (
+        "frozen_stages",)),
+    ("at least one value, all greater than 0", lambda values: len(values) > 0 and min(values) > 0, (
+        "anchor_scales", "anchor_ratios")),
+    ("four values, all greater than 0", lambda values: len(values) == 4 and min(values) > 0, (
+        "resnet_block", "resnet_in_channels", "resnet_out_channels", "rpn_target_stds",
+        "rcnn_target_stds")),
+    ("four values", lambda values: len(values) == 4, ("rpn_target_means", "rcnn_target_means")),
+    ("at least 4 levels, one for each stage of the backbone", lambda value: value >= 4, ("fpn_num_outs",)),
+    ("epochs greater than 0, each above the one before",
+     lambda values: all(low < high for low, high in zip((0, *values), values, strict=False)), (
+         "milestones",)),
+)
+
+# (key, the key it must equal, what both are)
+EQUAL_KEYS = (
+    ("fpn_in_channels", "resnet_out_channels", "the channels of the backbone's maps"),
+    ("rpn_in_channels", "fpn_out_channels", "the channels of a pyramid level"),
+    ("roi_align_out_channels", "fpn_out_channels", "the channels of a pyramid level"),
+    ("rcnn_in_channels", "fpn_out_channels", "the channels of a pyramid level"),
+    ("num_bboxes_stage2", "rpn_proposal_max_num", "the proposals per picture in training"),
+)
+
+# (key, the key it must not exceed, why)
+ORDERED_KEYS = (
+    ("neg_iou_thr", "pos_iou_thr", "an anchor cannot be negative and positive"),
+    ("neg_iou_thr_stage2", "pos_iou_thr_stage2", "a proposal cannot be background and foreground"),
+    ("num_expected_pos", "num_expected_neg", "the second counts all samples"),
+    ("num_expected_pos_stage2", "num_expected_neg_stage2", "the second counts all samples"),
+    ("test_max_per_img", "test_nms_candidates", "detections are chosen among the candidates"),
+)
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be used: a wrong key, type, value or file."""
+
+
+def check_config(config: Config) -> None:
+    """Refuse a configuration whose values are out of range or contradict each other.
+
+    Args:
+        config (Config): every value already has the type of its field.
+
+    Raises:
+        ConfigError: at the first value that breaks a rule.
+    """
+    _check_fixed(config)
+    _check_ranges(config)
+    _check_pairs(config)
+    for find_problems in (_class_problems, _level_problems, _canvas_problems, _sample_problems,
+                          _milestone_problems, _path_problems):
+        for key, expected in find_problems(config):
+            raise refusal(config, key, expected)
+
+
+def check_backbone(config: Config) -> None:
+    """Refuse a ``resnet_block`` that belongs to another ``backbone``.
+
+    Applied to what files and flags say, and not to ``dataclasses.replace``: code may build a smaller network.
+
+    Raises:
+        ConfigError: naming the configuration file that fits the backbone.
+    """
+    blocks = BACKBONE_BLOCKS.get(config.backbone)
+    if blocks is None:
+        raise refusal(config, "backbone", f"one of {', '.join(BACKBONE_BLOCKS)}")
+    if config.resnet_block != blocks:
+        raise refusal(config, "resnet_block", f"{list(blocks)}, the blocks of {config.backbone}: choose the "
+                      f"backbone that fits, or use --config_path={BACKBONE_FILES[config.backbone]}")
+
+
+def refusal(config: Config, key: str, expected: str) -> ConfigError:
+    """Build the error for one key: its value, where that came from, and what was expected."""
+    value = getattr(config, key)
+    source = "the command line" if key in config.command_line else f"{config.config_path} or its defaults"
+    return ConfigError(f"{key} is {as_text(value)} (from {source}): expected {expected}.")
+
+
+def as_text(value: Any) -> str:
+    """The value as a YAML file would have it: lists in brackets, mappings in braces."""
+    if isinstance(value, Mapping):
+        value = dict(value)
+    return repr(list(value) if isinstance(value, tuple) else value)
+
+
+def _check_fixed(config: Config) -> None:
+    for key, (only_value, reason) in FIXED_KEYS.items():
+        if getattr(config, key) != only_value:
+            raise refusal(config, key, f"its default {as_text(only_value)}; {reason}")
+    for key, (default, decider) in ECHO_KEYS.items():
+        decided = getattr(config, decider)
+        if getattr(config, key) not in (default, decided):
+            raise refusal(config, key, f"its default {default} or the value of {decider}, {decided}; "
+                          f"{key} has no effect of its own, set {decider} instead")
+
+
+def _check_ranges(config: Config) -> None:
+    for expected, is_valid, keys in RANGES:
+        for key in keys:
+            if not is_valid(getattr(config, key)):
+                raise refusal(config, key, expected)
+    for key in ("out_size", "sample_num"):
+        if getattr(config.roi_layer, key) <= 0:
+            raise refusal(config, "roi_layer", f"{key} greater than 0")
+    if config.roi_layer.type != "RoIAlign":
+        raise refusal(config, "roi_layer", "type RoIAlign, the only pooling that is built")
+
+
+def _check_pairs(config: Config) -> None:
+    for key, other, meaning in EQUAL_KEYS:
+        if getattr(config, key) != getattr(config, other):
+            value = as_text(getattr(config, other))
+            raise refusal(config, key, f"the value of {other}, {value}: both are {meaning}")
+    for key, limit, reason in ORDERED_KEYS:
+        if getattr(config, key) > getattr(config, limit):
+            raise refusal(config, key, f"at most {limit}, which is {getattr(config, limit)}: {reason}")
+
+
+def _class_problems(config: Config) -> Iterator[tuple[str, str]]:
+    names = config.coco_classes
+    if len(names) < 2 or names[0] != "background":
+        yield "coco_classes", "'background' first and then at least one class name"
+    if any(not name.strip() for name in names):
+        yield "coco_classes", "names that are not empty"
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        yield "coco_classes", f"every name once; repeated: {', '.join(repeated)}"
+    if config.num_classes != len(names):
+        yield "num_classes", (f"{len(names)}, the number of names in coco_classes with background: "
+                              "give the names in coco_classes and leave num_classes out")
+
+
+def _canvas_problems(config: Config) -> Iterator[tuple[str, str]]:
+    multiple = max(CANVAS_MULTIPLE, *config.anchor_strides)
+    for key in ("img_width", "img_height"):
+        side = getattr(config, key)
+        if side % multiple:
+            above = math.ceil(side / multiple) * multiple
+            below = above - multiple
+            yield key, f"a multiple of {multiple}; the next are {f'{below} and {above}' if below else above}"
+
+
+def _level_problems(config: Config) -> Iterator[tuple[str, str]]:
+    handed_on = (STEM_CHANNELS, *config.resnet_out_channels[:-1])
+    if config.resnet_in_channels != handed_on:
+        yield "resnet_in_channels", (f"{list(handed_on)}: the stem's channels, then what each stage of "
+                                     "resnet_out_channels hands to the next")
+    strides = tuple(FINEST_STRIDE * 2**level for level in range(config.fpn_num_outs))
+    if config.anchor_strides != strides:
+        yield "anchor_strides", f"{list(strides)}, the strides of {config.fpn_num_outs} levels (fpn_num_outs)"
+    pooled = config.roi_align_featmap_strides
+    if not pooled or pooled != strides[:len(pooled)]:
+        yield "roi_align_featmap_strides", f"the first values of anchor_strides {list(strides)}"
+    num_anchors = len(config.anchor_scales) * len(config.anchor_ratios)
+    if config.num_anchors != num_anchors:
+        yield "num_anchors", (f"{num_anchors}: {len(config.anchor_scales)} anchor_scales times "
+                              f"{len(config.anchor_ratios)} anchor_ratios")
+
+
+def _sample_problems(config: Config) -> Iterator[tuple[str, str]]:
+    rows = config.num_expected_pos_stage2 + config.num_expected_neg_stage2
+    if config.roi_sample_num != rows:
+        yield "roi_sample_num", f"{rows}, the sum of num_expected_pos_stage2 and num_expected_neg_stage2"
+
+
+def _milestone_problems(config: Config) -> Iterator[tuple[str, str]]:
+    # With the dynamic schedule milestones are not used, so their default may exceed a short training.
+    if config.lr_type == "multistep" and config.milestones and config.milestones[-1] >= config.epoch_size:
+        yield "milestones", (f"epochs below epoch_size={config.epoch_size}, counted from 0, "
+                             "or the drop would never come: set milestones or epoch_size")
+
+
+def _path_problems(config: Config) -> Iterator[tuple[str, str]]:
+    try:
+        pieces = string.Formatter().parse(config.instance_set)
+        fields = [field for _, field, _, _ in pieces if field is not None]
+    except ValueError:
+        fields = ["unbalanced"]
+    if any(fields) or len(fields) > 1:
+        yield "instance_set", "a path with one {} in the place of train_data_type or val_data_type"

@@ -1,0 +1,65 @@
+"""Device, rank and job of this process on a machine of one's own, as its launcher set them."""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from src.model_utils.config import Config
+from src.model_utils.errors import UserError
+
+DEFAULT_JOB_ID = "default"
+
+
+@dataclass(frozen=True)
+class ProcessEnvironment:
+    """Where one process of a run stands.
+
+    Args:
+        device_id (int): number of the device on this machine.
+        rank_id (int): number of the process among all, from 0.
+        rank_size (int): number of processes, at least 1.
+        job_id (str): name of the job, "default" outside a job system.
+    """
+
+    device_id: int
+    rank_id: int
+    rank_size: int
+    job_id: str
+
+
+def read_environment(config: Config, environ: Mapping[str, str] | None = None) -> ProcessEnvironment:
+    """Read DEVICE_ID, RANK_ID, RANK_SIZE and JOB_ID.
+
+    A flag on the command line goes before the environment, the environment before the configuration file.
+
+    Args:
+        config (Config): its ``device_id``, ``rank_id``, ``device_num`` stand in for variables not set.
+        environ (Mapping[str, str] | None): the environment; None means ``os.environ``.
+
+    Returns:
+        ProcessEnvironment: for this process.
+
+    Raises:
+        UserError: a variable is no whole number from 0, or the rank is not below the number of processes.
+    """
+    environ = os.environ if environ is None else environ
+    place = ProcessEnvironment(
+        device_id=_read_number(config, "device_id", "DEVICE_ID", environ),
+        rank_id=_read_number(config, "rank_id", "RANK_ID", environ),
+        rank_size=_read_number(config, "device_num", "RANK_SIZE", environ),
+        job_id=environ.get("JOB_ID") or DEFAULT_JOB_ID,
+    )
+    if place.rank_id >= place.rank_size:
+        raise UserError(f"rank {place.rank_id} is not below the number of devices, {place.rank_size}: "
+                        "launchers set RANK_ID and RANK_SIZE in the environment; else set rank_id and device_num.")
+    return place
+
+
+def _read_number(config: Config, key: str, variable: str, environ: Mapping[str, str]) -> int:
+    text = environ.get(variable, "").strip()
+    if key in config.command_line or not text:
+        return getattr(config, key)
+    if not text.isdecimal():
+        raise UserError(f"the environment variable {variable} is {text!r}: expected a whole number from 0.")
+    return int(text)

@@ -1,0 +1,128 @@
+"""What surrounds a run: the process environment, the device, the log, and how an entry script ends."""
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.model_utils.errors import UserError
+
+LOGGER = logging.getLogger(__name__)
+
+# oneDNN reads the first of these that is set.
+ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+
+
+def prepare_process(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
+    """Set what MindSpore reads from the environment when it starts; call it before MindSpore is imported.
+
+    The oneDNN inside MindSpore 2.9 and 2.10 has no fast 3x3 convolution for plain NCHW tensors on processors with
+    AVX-512: it takes a reference kernel, a hundred times slower. Capped at AVX2 it takes a fast one. So the cap is
+    set where the processor has AVX-512 and the user has set nothing. Worker processes inherit it.
+
+    Args:
+        cpu_info (Path): the kernel's description of the processor.
+
+    Returns:
+        str: one line for the log.
+    """
+    # Errors only: its warnings speak to developers of MindSpore.
+    os.environ.setdefault("GLOG_v", "3")
+    for variable in ISA_VARIABLES:
+        if os.environ.get(variable):
+            return f"oneDNN instruction set: {variable}={os.environ[variable]}, as set in the environment"
+    flags = cpu_info.read_text(encoding="utf-8").split() if cpu_info.is_file() else []
+    if "avx512f" not in flags:
+        return "oneDNN instruction set: not limited, this processor does not need it"
+    os.environ[ISA_VARIABLES[0]] = "AVX2"
+    return (f"oneDNN instruction set: {ISA_VARIABLES[0]}=AVX2, because 3x3 convolutions are far slower with AVX-512 in "
+            f"this MindSpore; set the variable yourself to overrule")
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device a process works on and its place among its fellows.
+
+    Args:
+        target (str): "CPU", "GPU" or "Ascend".
+        device_id (int): number of the device on this machine.
+        rank (int): number of this process, from 0.
+        num_devices (int): processes that train together.
+    """
+
+    target: str
+    device_id: int = 0
+    rank: int = 0
+    num_devices: int = 1
+
+
+def init_device(config) -> Device:
+    """Choose graph mode, device and seed, and join the other processes of a distributed run.
+
+    Args:
+        config (Config): ``device_target``, ``device_id``, ``run_distribute``, ``seed``.
+
+    Returns:
+        Device
+
+    Raises:
+        UserError: this MindSpore has no support for the device.
+    """
+    import mindspore as ms
+
+    from src.model_utils.device_adapter import read_environment
+    environment = read_environment(config)
+    try:
+        ms.set_device(config.device_target, environment.device_id)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"device_target is {config.device_target}, but this MindSpore {ms.__version__} cannot use device "
+                        f"{environment.device_id} of that kind. Use --device_target=CPU, or install the MindSpore package "
+                        f"and driver for {config.device_target}. MindSpore says: {str(error).splitlines()[0]}") from error
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_seed(config.seed)
+    if not config.run_distribute:
+        return Device(config.device_target, environment.device_id)
+    from mindspore.communication import get_group_size, get_rank, init
+    init()
+    return Device(config.device_target, environment.device_id, get_rank(), get_group_size())
+
+
+def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Run an entry script: log to the standard output, and turn a user's mistake into one message.
+
+    Args:
+        main (Callable): the script's ``main(argv)``.
+        argv (Sequence[str] | None): arguments; None for those of the process.
+
+    Returns:
+        int: the exit code: what ``main`` returns, 1 after a user's mistake, 130 after Ctrl-C.
+    """
+    setup_logging()
+    LOGGER.info(prepare_process())
+    try:
+        return main(argv)
+    except UserError as error:
+        LOGGER.error(error)
+        return 1
+    except KeyboardInterrupt:
+        LOGGER.error("stopped by Ctrl-C")
+        return 130
+
+
+class _Formatter(logging.Formatter):
+    """Plain text for information, the level in front of anything worse."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname}: {text}"
+
+
+def setup_logging() -> None:
+    """Send the log of this program to the standard output, line by line."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter())
+    root = logging.getLogger("src")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    root.propagate = False

@@ -1,0 +1,327 @@
+"""What happens to one picture and its boxes on the way to the network: pure functions on numpy and OpenCV.
+
+Pictures are (h, w, 3) uint8 RGB until `normalize_to_canvas` makes the (3, H, W) float32 input. Boxes are
+(N, 4) float32 x1 y1 x2 y2 in pixels. `Canvas` holds the sizes that all pictures of a run share.
+
+EXIF orientation is ignored everywhere: annotations refer to the stored pixels, as in the published system.
+"""
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from src.model_utils.errors import UserError
+
+# RGB, of the ImageNet pictures the backbones were trained on
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")    # MPO: a JPEG with further pictures behind it, from cameras
+MAX_PICTURE_BYTES = 128 << 20
+MAX_EXPAND_RATIO = 4.0
+PADDING_LABEL = -1
+
+_READ_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYDEPTH
+_BYTE_VALUES = np.arange(256)
+# the normalised value of each of the 256 bytes, one row a channel: (3, 256)
+_NORMALIZED = ((_BYTE_VALUES - np.array(PIXEL_MEAN)[:, None]) / np.array(PIXEL_STD)[:, None]).astype(np.float32)
+
+
+class PictureError(UserError):
+    """A picture that cannot be read completely."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The network's input size and how pictures are brought to it.
+
+    Attributes:
+        width (int): W, pixels.
+        height (int): H, pixels.
+        keep_ratio (bool): resize by one factor and pad, or stretch to the whole canvas.
+    """
+
+    width: int
+    height: int
+    keep_ratio: bool = True
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+def decode_rgb(data: np.ndarray) -> np.ndarray:
+    """Decode the bytes of a picture file to 3-channel RGB.
+
+    Grey, palette and CMYK pictures are converted, alpha is dropped, 16-bit values are divided by 257.
+
+    Args:
+        data (np.ndarray): (num_bytes,) uint8, the file's content.
+
+    Returns:
+        np.ndarray: (h, w, 3) uint8.
+
+    Raises:
+        PictureError: OpenCV cannot decode all of it; the text does not know the file's name.
+    """
+    try:
+        image = cv2.imdecode(data, _READ_FLAGS)
+    except cv2.error as error:
+        raise PictureError(f"cannot be decoded ({error.err})") from error
+    if image is None:
+        raise PictureError("is damaged or cut off")
+    if image.dtype == np.uint16:
+        image = np.rint(image / 257.0).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise PictureError(f"has {image.dtype} pixels; expected 8 or 16 bits a channel")
+    return image
+
+
+def checked_rgb(data: bytes) -> np.ndarray:
+    """Decode a picture of unknown origin; its kind and size are looked at before any pixel is.
+
+    Args:
+        data (bytes): the file's content.
+
+    Returns:
+        np.ndarray: (h, w, 3) uint8 RGB.
+
+    Raises:
+        PictureError: empty, no picture, too large, damaged or cut off; the text does not know the file's name.
+    """
+    if not data:
+        raise PictureError("is empty")
+    if len(data) > MAX_PICTURE_BYTES:
+        raise PictureError(f"has {len(data):,} bytes; the limit is {MAX_PICTURE_BYTES:,}")
+    try:
+        with Image.open(io.BytesIO(data)) as picture:      # reads the header only
+            kind = picture.format
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"is too large ({error})") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise PictureError("is not a picture (JPEG, PNG, BMP or WEBP)") from error
+    if kind not in FORMATS:
+        raise PictureError(f"is a {kind} file; expected JPEG, PNG, BMP or WEBP")
+    if kind in ("JPEG", "MPO") and b"\xff\xd9" not in data:    # no end marker: OpenCV lets some of these pass
+        raise PictureError("is cut off")
+    return decode_rgb(np.frombuffer(data, np.uint8))
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """Read a picture file.
+
+    Returns:
+        np.ndarray: (h, w, 3) uint8 RGB.
+
+    Raises:
+        PictureError: the file cannot be read or is no complete picture; names the file.
+    """
+    return checked_rgb_of(path, read_bytes(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file; PictureError, naming it, when it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def checked_rgb_of(path: str | Path, data: bytes) -> np.ndarray:
+    """`checked_rgb` whose errors name the file."""
+    try:
+        return checked_rgb(data)
+    except PictureError as error:
+        raise PictureError(f"{path}: {error}") from error
+
+
+# ---- pictures --------------------------------------------------------------------------------------------
+
+def expand(image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Paste a picture at a random place on a black canvas 1 to 4 times as wide and high.
+
+    Args:
+        image (np.ndarray): (h, w, 3) uint8.
+        boxes (np.ndarray): (N, 4) float32, pixels of `image`.
+        rng (np.random.Generator): draws the ratio and the place.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray]: (int(h * ratio), int(w * ratio), 3) uint8, and the boxes moved along.
+    """
+    height, width = image.shape[:2]
+    ratio = rng.uniform(1.0, MAX_EXPAND_RATIO)
+    left = int(rng.uniform(0, width * ratio - width))
+    top = int(rng.uniform(0, height * ratio - height))
+    expanded = np.zeros((int(height * ratio), int(width * ratio), 3), np.uint8)
+    expanded[top:top + height, left:left + width] = image
+    return expanded, boxes + np.array([left, top, left, top], np.float32)
+
+
+def resize(image: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, float, float]:
+    """Resize a picture so that it fits the canvas, by OpenCV's bilinear interpolation on uint8.
+
+    With `keep_ratio` on a canvas at least as wide as high, the long side is held to the canvas's long side
+    and the short to its short side, whatever the picture's orientation; a portrait picture that is then too
+    high is resized once more, from the result, as the published system does. A canvas higher than wide takes
+    the largest factor that fits at once. No side becomes 0.
+
+    Args:
+        image (np.ndarray): (h, w, 3) uint8.
+        canvas (Canvas): the size to fit.
+
+    Returns:
+        tuple[np.ndarray, float, float]: (h', w', 3) uint8 with h' <= H and w' <= W, and the factors
+        (scale_h, scale_w) from old pixels to new ones.
+    """
+    height, width = image.shape[:2]
+    if not canvas.keep_ratio:
+        resized = cv2.resize(image, (canvas.width, canvas.height), interpolation=cv2.INTER_LINEAR)
+        return resized, canvas.height / height, canvas.width / width
+    if canvas.width < canvas.height:
+        scale = min(canvas.width / width, canvas.height / height)
+        return _resize_by(image, scale), scale, scale
+    scale = min(canvas.width / max(height, width), canvas.height / min(height, width))
+    resized = _resize_by(image, scale)
+    if resized.shape[0] > canvas.height:
+        second_scale = canvas.height / max(resized.shape[:2])
+        resized, scale = _resize_by(resized, second_scale), scale * second_scale
+    return resized, scale, scale
+
+
+def _resize_by(image: np.ndarray, scale: float) -> np.ndarray:
+    height, width = image.shape[:2]
+    new_size = max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
+    return cv2.resize(image, new_size, interpolation=cv2.INTER_LINEAR)
+
+
+def normalize_to_canvas(image: np.ndarray, canvas: Canvas, *, flip: bool = False) -> np.ndarray:
+    """Pad with black at the right and bottom, normalise, and bring channels first.
+
+    Padding comes before normalisation, so that padded pixels hold (0 - mean) / std; `flip` mirrors the padded
+    canvas, which puts the padding on the left. Every byte value has one normalised value, so a table per
+    channel, written straight into its place, replaces float passes over the whole canvas.
+
+    Args:
+        image (np.ndarray): (h, w, 3) uint8 RGB, h <= H, w <= W.
+        canvas (Canvas): gives H and W.
+        flip (bool): mirror left and right.
+
+    Returns:
+        np.ndarray: (3, H, W) float32.
+    """
+    height, width = image.shape[:2]
+    if flip:
+        image = cv2.flip(image, 1)
+    left = canvas.width - width if flip else 0
+    right = left + width
+    out = np.empty((3, canvas.height, canvas.width), np.float32)
+    for channel, (plane, table) in enumerate(zip(cv2.split(image), _NORMALIZED, strict=True)):
+        out[channel, height:] = table[0]
+        out[channel, :height, :left] = table[0]
+        out[channel, :height, right:] = table[0]
+        cv2.LUT(plane, table, dst=out[channel, :height, left:right])
+    return out
+
+
+# ---- boxes -----------------------------------------------------------------------------------------------
+
+def scale_and_clip(boxes: np.ndarray, scale_h: float, scale_w: float, height: int, width: int) -> np.ndarray:
+    """Scale boxes with their picture, then clip them to its pixels, [0, width - 1] x [0, height - 1].
+
+    Args:
+        boxes (np.ndarray): (N, 4) float32.
+        scale_h (float): factor of y.
+        scale_w (float): factor of x.
+        height (int): of the resized picture, not of the canvas.
+        width (int): of the resized picture.
+
+    Returns:
+        np.ndarray: (N, 4) float32.
+    """
+    scaled = boxes * np.array([scale_w, scale_h, scale_w, scale_h], np.float32)
+    return np.clip(scaled, 0, np.array([width - 1, height - 1] * 2, np.float32))
+
+
+def flip_boxes(boxes: np.ndarray, canvas_width: int) -> np.ndarray:
+    """Mirror boxes with their canvas: x1' = W - 1 - x2, x2' = W - 1 - x1."""
+    flipped = boxes.copy()
+    flipped[:, 0] = canvas_width - 1 - boxes[:, 2]
+    flipped[:, 2] = canvas_width - 1 - boxes[:, 0]
+    return flipped
+
+
+def pad_ground_truth(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray, num_gts: int,
+                     rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bring the ground truth of a picture to a fixed number of rows.
+
+    Crowd boxes stay as rows, but invalid ones. Of more than `num_gts` boxes crowds leave first, then a random
+    choice stays, in the order of the file: another choice each time, so that every box is seen in the end.
+
+    Args:
+        boxes (np.ndarray): (N, 4) float32.
+        labels (np.ndarray): (N,) int32, 1..K.
+        is_crowd (np.ndarray): (N,) bool.
+        num_gts (int): rows to return, G.
+        rng (np.random.Generator): chooses when N > G.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray, np.ndarray]: boxes (G, 4) float32 padded with 0, labels (G,) int32 padded
+        with -1, valid (G,) bool: False on padding and crowds.
+    """
+    rows = np.arange(len(boxes))
+    if len(rows) > num_gts:
+        rows = rows[~is_crowd]
+    if len(rows) > num_gts:
+        rows = np.sort(rng.choice(rows, num_gts, replace=False))
+    padded_boxes = np.zeros((num_gts, 4), np.float32)
+    padded_labels = np.full(num_gts, PADDING_LABEL, np.int32)
+    valid = np.zeros(num_gts, bool)
+    padded_boxes[:len(rows)] = boxes[rows]
+    padded_labels[:len(rows)] = labels[rows]
+    valid[:len(rows)] = ~is_crowd[rows]
+    return padded_boxes, padded_labels, valid
+
+
+# ---- a whole picture -------------------------------------------------------------------------------------
+
+def training_input(image: np.ndarray, boxes: np.ndarray, canvas: Canvas, *, expand_ratio: float,
+                   flip_ratio: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Augment one picture for training.
+
+    Args:
+        image (np.ndarray): (h, w, 3) uint8 RGB.
+        boxes (np.ndarray): (N, 4) float32, pixels of `image`.
+        canvas (Canvas): the network's input size.
+        expand_ratio (float): 0..1; half of it is the probability of `expand`, as in the published system.
+        flip_ratio (float): 0..1, the probability of a horizontal flip.
+        rng (np.random.Generator): all randomness of this picture.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray, np.ndarray]: image (3, H, W) float32, image_shape (3,) float32
+        [H, W, 1], boxes (N, 4) float32 in pixels of the canvas.
+    """
+    if rng.random() < 0.5 * expand_ratio:
+        image, boxes = expand(image, boxes, rng)
+    flip = rng.random() < flip_ratio
+    resized, scale_h, scale_w = resize(image, canvas)
+    boxes = scale_and_clip(boxes, scale_h, scale_w, *resized.shape[:2])
+    if flip:
+        boxes = flip_boxes(boxes, canvas.width)
+    image_shape = np.array([canvas.height, canvas.width, 1], np.float32)
+    return normalize_to_canvas(resized, canvas, flip=flip), image_shape, boxes
+
+
+def evaluation_input(image: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
+    """Prepare one picture for detection.
+
+    Args:
+        image (np.ndarray): (h, w, 3) uint8 RGB.
+        canvas (Canvas): the network's input size.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray]: image (3, H, W) float32, and image_shape (4,) float32
+        [h, w, scale_h, scale_w] with the size of the original picture.
+    """
+    resized, scale_h, scale_w = resize(image, canvas)
+    image_shape = np.array([*image.shape[:2], scale_h, scale_w], np.float32)
+    return normalize_to_canvas(resized, canvas), image_shape
