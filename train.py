@@ -3,10 +3,13 @@
 python train.py --config_path=default_config.yaml --device_target=CPU --coco_root=COCO --pre_trained=RESNET.ckpt
 python train.py --help
 """
+import logging
 import sys
 from collections.abc import Sequence
 
 from src.runtime import prepare_process, run
+
+LOGGER = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,16 +19,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     from src.convert_checkpoint import load_pretrained
     from src.dataset import create_train_dataset, ensure_mindrecord
     from src.FasterRcnn import build_detector
-    from src.model_utils.config import load_config
+    from src.model_utils.config import describe, load_config
     from src.network_define import check_start, train
     from src.runtime import init_device
 
     config = load_config(argv)
+    for line in describe(config):
+        LOGGER.info(line)
     check_start(config)
     device = init_device(config)
+    network = load_pretrained(build_detector(config), config.pre_trained, finetune=config.finetune)
     records = ensure_mindrecord(config, training=True, rank=device.rank)
     dataset = create_train_dataset(config, records, rank=device.rank, num_shards=device.num_devices)
-    network = load_pretrained(build_detector(config), config.pre_trained, finetune=config.finetune)
     evaluates = config.run_eval and device.rank == 0
     train(network, dataset, config, device, evaluation(config, network) if evaluates else None)
     return 0
@@ -34,14 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluation(config, network):
     """A function that evaluates the network as it is and returns its AP."""
     from src.dataset import category_ids, coco_ground_truth, create_eval_dataset, ensure_mindrecord
-    from src.util import CocoEvaluator, dataset_name, evaluate
+    from src.util import CocoEvaluator, DetectionCell, dataset_name, evaluate
 
     records = ensure_mindrecord(config, training=False)
     ground_truth = coco_ground_truth(config)
+    # Built once: a graph is compiled for every cell.
+    cell = DetectionCell(network)
 
     def run_evaluation() -> float:
         evaluator = CocoEvaluator(ground_truth, category_ids(config, ground_truth), dataset_name(config))
-        evaluate(network, create_eval_dataset(config, records), evaluator, batch_size=config.test_batch_size)
+        evaluate(cell, create_eval_dataset(config, records), evaluator, batch_size=config.test_batch_size)
         return evaluator.summarize(config.eval_output_path)["AP"]
 
     return run_evaluation

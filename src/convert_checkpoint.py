@@ -45,8 +45,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Parameter]:
         dict: name to Parameter (or to a number or text stored beside the weights), as in the file.
 
     Raises:
-        UserError: no such file, or it is damaged. Damage to single bytes is seen in checkpoints written by this program,
-            which carry a checksum.
+        UserError: no such file, or it is damaged. Damage to single bytes is seen in checkpoints written by this
+            program, which carry a checksum.
     """
     path = Path(path)
     if not path.is_file():
@@ -55,8 +55,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Parameter]:
     try:
         return ms.load_checkpoint(str(path), crc_check=_has_checksum(path))
     except (ValueError, RuntimeError, TypeError, OSError) as error:
-        raise UserError(f"checkpoint {path} is damaged or no MindSpore checkpoint ({path.stat().st_size} bytes); copy or "
-                        f"download it again. MindSpore says: {str(error).splitlines()[0]}") from error
+        raise UserError(f"checkpoint {path} is damaged or no MindSpore checkpoint ({path.stat().st_size} bytes); copy "
+                        f"or download it again. MindSpore says: {str(error).splitlines()[0]}") from error
 
 
 def _has_checksum(path: Path) -> bool:
@@ -74,7 +74,8 @@ def network_parameters(entries: Mapping[str, Parameter]) -> dict[str, Parameter]
             published ResNet classifiers.
 
     Returns:
-        dict: name to Parameter, without optimiser state, classifier and notes; backbone names start with ``backbone.``.
+        dict: name to Parameter, without optimiser state, classifier and notes; names of a backbone start with
+            ``backbone.``.
     """
     found = {}
     for name, value in entries.items():
@@ -94,10 +95,10 @@ def load_pretrained(network: nn.Cell, path: str | Path, finetune: bool = False) 
 
     Args:
         network (Cell): a detector.
-        path (str | Path): a backbone checkpoint (published ResNet names are mapped), or a whole detector, of which the
-            backbone is taken. Empty: the network keeps its random weights.
-        finetune (bool): the file is a whole detector; all of it is taken but the two predictor layers, which depend on
-            the classes and start anew.
+        path (str | Path): a backbone checkpoint (published ResNet names are mapped), or a whole detector, of which
+            the backbone is taken. Empty: the network keeps its random weights.
+        finetune (bool): the file is a whole detector; all of it is taken but the two predictor layers, which depend
+            on the classes and start anew.
 
     Returns:
         Cell: the network.
@@ -162,8 +163,8 @@ def _assign(wanted: Sequence[Parameter], found: Mapping[str, Parameter], path: s
     if problems:
         shown = "\n  ".join(problems[:NAMES_SHOWN])
         more = f"\n  and {len(problems) - NAMES_SHOWN} more" if len(problems) > NAMES_SHOWN else ""
-        raise UserError(f"checkpoint {path} does not fit the network: {len(problems)} of {len(wanted)} parameters differ.\n"
-                        f"  {shown}{more}\n"
+        raise UserError(f"checkpoint {path} does not fit the network: {len(problems)} of {len(wanted)} parameters "
+                        f"differ.\n  {shown}{more}\n"
                         f"Check --backbone and coco_classes; weights of another set of classes load for training with "
                         f"--finetune=True, which leaves the two predictors out.")
     for param in wanted:

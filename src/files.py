@@ -36,8 +36,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     except OSError as error:
         if partial.is_file():
             partial.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror or error} ({_free_space(path)}); "
-                        "choose a folder that can be written") from error
+        raise _cannot_write(path, error) from error
     return path
 
 
@@ -54,9 +53,18 @@ def check_writable(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     probe = folder / f".write_test_{os.getpid()}"
-    write_bytes(probe, b"")
-    probe.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
     return folder
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror or error} ({_free_space(path)}); "
+                     "choose a folder that can be written")
 
 
 def _free_space(path: Path) -> str:

@@ -28,8 +28,8 @@ class TrainStep(nn.Cell):
     Args:
         network (Cell): a detector; its first two outputs are summed to the loss that is minimised.
         optimizer (Optimizer): updates its parameters.
-        loss_scale (float): factor on the loss during the backward pass, taken out of the gradients again; keeps small
-            float16 gradients from vanishing.
+        loss_scale (float): factor on the loss during the backward pass, taken out of the gradients again; keeps
+            small float16 gradients from vanishing.
         clip_norm (float | None): largest global norm of the gradients (Pascanu et al. 2013); None: not clipped.
         num_devices (int): gradients are averaged over so many devices.
 
@@ -95,9 +95,10 @@ def check_start(config) -> None:
     """
     if config.pre_trained or (config.frozen_stages < 0 and not config.norm_eval):
         return
-    raise UserError(f"--pre_trained is empty, but frozen_stages={config.frozen_stages} and norm_eval={config.norm_eval} would "
-                    f"keep random layers or batch-norm statistics as they are, and the detector could not learn. Give a "
-                    f"checkpoint with --pre_trained, or train all layers with --frozen_stages=-1 --norm_eval=False")
+    raise UserError(f"--pre_trained is empty, but frozen_stages={config.frozen_stages} and "
+                    f"norm_eval={config.norm_eval} would keep random layers or batch-norm statistics as they are, and the detector could not learn. "
+                    f"Give a checkpoint with --pre_trained, or train all layers with "
+                    f"--frozen_stages=-1 --norm_eval=False")
 
 
 def train(network: nn.Cell, dataset, config, device: Device, evaluate: Callable[[], float] | None = None) -> None:
@@ -110,8 +111,8 @@ def train(network: nn.Cell, dataset, config, device: Device, evaluate: Callable[
         dataset (Dataset): batches of image, image_shape, box, label, valid_num.
         config (Config): the run's settings.
         device (Device): where this process stands among its fellows.
-        evaluate (Callable | None): returns the AP of the network as it is; called every ``interval`` epochs, and the best
-            network is kept as ``best_ckpt/best.ckpt``.
+        evaluate (Callable | None): returns the AP of the network as it is; called every ``interval`` epochs, and the
+            best network is kept as ``best_ckpt/best.ckpt``.
 
     Raises:
         UserError: a loss is not finite, or a file cannot be written.
@@ -194,8 +195,8 @@ class LossLog:
         if step % self.interval == 0 or not finite:
             self.file.write(line + "\n")
         if not finite:
-            raise UserError(f"the loss is not finite any more; training stops, saved checkpoints stay as they are.\n  {line}\n"
-                            f"Try a lower --base_lr, or --grad_clip=True")
+            raise UserError(f"the loss is not finite any more; training stops, saved checkpoints stay as they are.\n"
+                            f"  {line}\nTry a lower --base_lr, or --grad_clip=True")
         self._show(epoch, step, losses, total)
 
     def _show(self, epoch: int, step: int, losses: Sequence[float], total: float) -> None:
@@ -213,8 +214,8 @@ class LossLog:
         if self.talks and self.bar.disable and (step % self.plain_interval == 0 or step == self.steps):
             per_step = (time.time() - self.start) / max(done - 1, 1)
             left = per_step * (self.steps * self.epochs - done)
-            LOGGER.info("epoch %d/%d step %d/%d: total_loss %.5f, lr %.6f, %.2f s/step, %.1f min left", epoch, self.epochs,
-                        step, self.steps, total, rate, per_step, left / 60)
+            LOGGER.info("epoch %d/%d step %d/%d: total_loss %.5f, lr %.6f, %.2f s/step, %.1f min left",
+                        epoch, self.epochs, step, self.steps, total, rate, per_step, left / 60)
 
 
 class Checkpoints:

@@ -186,7 +186,7 @@ def _read_manifest(records: RecordSet) -> dict[str, Any]:
 
 def _is_current(records: RecordSet, source: dict[str, Any], tolerant: bool) -> bool:
     manifest = _read_manifest(records)
-    if not manifest.get("complete") or manifest["source"] != source:
+    if not manifest.get("complete") or manifest.get("source") != source:
         return False
     if manifest["report"]["skipped"] and not tolerant:
         return False
@@ -209,9 +209,7 @@ def _check_nothing_foreign(records: RecordSet) -> None:
 
 def _publish(records: RecordSet, source: dict[str, Any], report: ConversionReport) -> None:
     """Move finished records into place; see the module's docstring for the order."""
-    old_names = _read_manifest(records).get("files", {})
-    changing = dict.fromkeys([*old_names, *records.file_names])
-    write_json(records.manifest, {"complete": False, "files": changing})
+    write_json(records.manifest, {"complete": False, "files": dict.fromkeys(records.file_names)})
     for name in records.file_names:
         (records.folder / name).unlink(missing_ok=True)
     for name in records.file_names:
@@ -398,7 +396,7 @@ def _log_report(records: RecordSet, report: ConversionReport, num_gts: int, *, t
                 count_of(report.num_boxes, "box", "boxes"), report.num_crowd, report.num_clipped,
                 count_of(report.num_without_boxes, "picture"))
     if report.dropped:
-        kept = "" if training else "; a COCO file's ground truth keeps those with finite numbers"
+        kept = "" if training else "; the ground truth of a COCO file still has them"
         LOGGER.warning("%s that cannot be used (all are listed in %s)%s: %s",
                        count_of(len(report.dropped), "box", "boxes"), records.manifest, kept, listed(report.dropped))
     if report.skipped:

@@ -76,9 +76,10 @@ def init_device(config) -> Device:
     try:
         ms.set_device(config.device_target, environment.device_id)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"device_target is {config.device_target}, but this MindSpore {ms.__version__} cannot use device "
-                        f"{environment.device_id} of that kind. Use --device_target=CPU, or install the MindSpore package "
-                        f"and driver for {config.device_target}. MindSpore says: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device_target is {config.device_target}, but this MindSpore {ms.__version__} cannot use "
+                        f"device {environment.device_id} of that kind. Use --device_target=CPU, or install the MindSpore "
+                        f"package and driver for {config.device_target}. "
+                        f"MindSpore says: {str(error).splitlines()[0]}") from error
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(config.seed)
     if not config.run_distribute:
@@ -122,7 +123,9 @@ def setup_logging() -> None:
     """Send the log of this program to the standard output, line by line."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Formatter())
-    root = logging.getLogger("src")
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-    root.propagate = False
+    # A module run as ``python -m src.NAME`` logs as __main__.
+    for name in ("src", "__main__"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from src.draw import write_image
 from src.files import write_json
 from src.model_utils.errors import UserError
+from src.runtime import run
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = logging.getLogger("src.sample_data")     # not __name__, which is __main__ under python -m
 
 CLASS_NAMES = ("disc", "square", "star")
 MARKER_FILE = "sample_data.json"      # holds the arguments; marks a folder as made by this program
@@ -389,5 +390,4 @@ def _scribble_mask(rng: np.random.Generator, centre: np.ndarray, width: int, hei
 
 
 if __name__ == "__main__":
-    from src.runtime import run
     sys.exit(run(main))

@@ -19,11 +19,11 @@ import math
 import os
 import shutil
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 from xml.parsers import expat
 
 import numpy as np
@@ -196,9 +196,12 @@ def parse_xml(path: Path) -> ElementTree.Element:
     Raises:
         UserError: with line and column; does not name the file.
     """
-    if path.stat().st_size > MAX_XML_BYTES:
-        raise UserError(f"has more than {MAX_XML_BYTES:,} bytes")
-    data = path.read_bytes()
+    try:
+        if path.stat().st_size > MAX_XML_BYTES:
+            raise UserError(f"has more than {MAX_XML_BYTES:,} bytes")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})") from error
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = _refuse_doctype
     try:
@@ -353,13 +356,15 @@ def write_coco(output: str | Path, subsets: dict[str, list[VocImage]], options: 
         raise UserError(f"--output={output}: exists and is not empty; give another folder or remove it")
     unfinished = output.with_name(f".{output.name}.unfinished")
     try:
-        if unfinished.is_dir():               # a killed run left it
-            shutil.rmtree(unfinished)
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)         # a killed run left it
         for subset, images in subsets.items():
             _write_subset(unfinished, subset, images, options, hard_links=hard_links)
         unfinished.replace(output)
     except OSError as error:
         raise UserError(f"--output={output}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     LOGGER.info("%s is ready. Train with --coco_root=%s --coco_classes=\"%s\"", output, output,
                 ["background", *options.class_names])
 

@@ -13,6 +13,7 @@ from src.FasterRcnn.rcnn import BoxPredictor, Rcnn
 from src.FasterRcnn.resnet import ResidualBlock, ResNetFea
 from src.FasterRcnn.roi_align import SingleRoIExtractor
 from src.FasterRcnn.rpn import RPN
+from src.FasterRcnn.target_assign import take_rows
 
 
 class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
@@ -59,6 +60,7 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         self.assign_rois = BboxAssignSampleForRcnn(
             box_coder, config.num_expected_pos_stage2, config.num_expected_neg_stage2, config.pos_iou_thr_stage2,
             config.neg_iou_thr_stage2, config.min_pos_iou_stage2, seed=config.seed + 2)
+        self.num_rois = config.num_expected_neg_stage2
         self.roi_strides = len(config.roi_align_featmap_strides)
         self.roi_align = SingleRoIExtractor(config.roi_layer.out_size, config.roi_layer.sample_num,
                                             config.roi_align_featmap_strides, config.roi_align_finest_scale,
@@ -82,9 +84,7 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         logits, deltas = self.rpn_with_loss(features)
         rpn_cls_loss, rpn_reg_loss = self.rpn_with_loss.losses(logits, deltas, gt_boxes, gt_valid)
         proposals, proposal_mask = self.proposals_train(logits, deltas)
-        rois, labels, target_deltas, valid = self.assign_rois(gt_boxes, gt_labels, gt_valid, proposals, proposal_mask)
-        rois, labels, valid = ops.stop_gradient(rois), ops.stop_gradient(labels), ops.stop_gradient(valid)
-        target_deltas = ops.stop_gradient(target_deltas)
+        rois, labels, target_deltas, valid = self.sampled_rois(gt_boxes, gt_labels, gt_valid, proposals, proposal_mask)
         roi_logits, roi_deltas = self.rcnn(self.roi_align(rois, features[:self.roi_strides]))
         rcnn_cls_loss, rcnn_reg_loss = self.rcnn.losses(
             roi_logits, roi_deltas, ops.reshape(labels, (-1,)), ops.reshape(target_deltas, (-1, 4)),
@@ -92,6 +92,16 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         rpn_loss = self.rpn_weights[0] * rpn_cls_loss + self.rpn_weights[1] * rpn_reg_loss
         rcnn_loss = self.rcnn_weights[0] * rcnn_cls_loss + self.rcnn_weights[1] * rcnn_reg_loss
         return rpn_loss, rcnn_loss, rpn_cls_loss, rpn_reg_loss, rcnn_cls_loss, rcnn_reg_loss
+
+    def sampled_rois(self, gt_boxes, gt_labels, gt_valid, proposals, proposal_mask):
+        """RoIs of the box head's losses and their targets; outputs as ``BboxAssignSampleForRcnn``, without gradient."""
+        rois, labels, deltas, valid = self.assign_rois(gt_boxes, gt_labels, gt_valid, proposals, proposal_mask)
+        if not self.rcnn.background_boxes:
+            # At least a fifth of the rows are padding, which costs as much as the rest and changes no loss.
+            _, index = ops.TopK(sorted=True)(valid, self.num_rois)
+            rois, deltas = take_rows(rois, index), take_rows(deltas, index)
+            labels, valid = ops.gather_elements(labels, 1, index), ops.gather_elements(valid, 1, index)
+        return ops.stop_gradient(rois), ops.stop_gradient(labels), ops.stop_gradient(deltas), ops.stop_gradient(valid)
 
     def detect(self, img_data, img_metas):
         """Detections in pixels of the pictures.

@@ -34,21 +34,36 @@ class FeatPyramidNeck(nn.Cell):
         self.lateral_convs_list = nn.CellList([_conv(channels, out_channels, 1) for channels in in_channels])
         self.fpn_convs_list = nn.CellList([_conv(out_channels, out_channels, 3) for _ in in_channels])
         self.subsample = nn.MaxPool2d(kernel_size=1, stride=2)
+        self.add_upsampled = _AddUpsampled()
 
     def construct(self, features):
         top = self.num_levels - 1
         merged = self.lateral_convs_list[top](features[top])
         outs = (self.fpn_convs_list[top](merged),)
         for level in range(top - 1, -1, -1):
-            merged = add_upsampled(self.lateral_convs_list[level](features[level]), merged)
+            merged = self.add_upsampled(self.lateral_convs_list[level](features[level]), merged)
             outs = (self.fpn_convs_list[level](merged),) + outs
         for _ in range(self.num_extra):
             outs = outs + (self.subsample(outs[-1]),)
         return outs
 
 
-def add_upsampled(fine, coarse):
-    """Add a map to one twice as fine, each coarse pixel to its 2 x 2 fine ones (nearest-neighbour upsampling)."""
-    batch, channels, height, width = coarse.shape
-    blocks = ops.reshape(fine, (batch, channels, height, 2, width, 2))
-    return ops.reshape(blocks + ops.reshape(coarse, (batch, channels, height, 1, width, 1)), fine.shape)
+class _AddUpsampled(nn.Cell):
+    """Add a map to one twice as fine, each coarse pixel to its 2 x 2 fine ones (nearest-neighbour upsampling).
+
+    Inputs: fine (B, C, 2H, 2W) and coarse (B, C, H, W).
+    Outputs: Tensor (B, C, 2H, 2W).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.mean_of_block = ops.AvgPool(kernel_size=2, strides=2)
+
+    def construct(self, fine, coarse):
+        batch, channels, height, width = coarse.shape
+        blocks = ops.reshape(fine, (batch, channels, height, 2, width, 2))
+        return ops.reshape(blocks + ops.reshape(coarse, (batch, channels, height, 1, width, 1)), fine.shape)
+
+    def bprop(self, fine, coarse, out, dout):
+        # The sum over 2 x 2 blocks; a pooling does it four times faster than a reduction over split axes.
+        return dout, self.mean_of_block(dout) * 4

@@ -23,10 +23,13 @@ class DenseInOut(nn.Cell):
         super().__init__()
         self.weight = Parameter(initializer(weight_init, (in_channels, out_channels), mstype.float32), name="weight")
         self.bias = Parameter(initializer("zeros", (out_channels,), mstype.float32), name="bias")
+        # Not ops.matmul, whose gradient copies both operands to transpose them.
+        self.matmul = ops.MatMul()
+        self.bias_add = ops.BiasAdd()
 
     def construct(self, x):
         weight, bias = ops.cast(self.weight, x.dtype), ops.cast(self.bias, x.dtype)
-        return ops.matmul(x, weight) + bias
+        return self.bias_add(self.matmul(x, weight), bias)
 
 
 class Rcnn(nn.Cell):

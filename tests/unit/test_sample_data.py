@@ -1,6 +1,8 @@
 """The generated data set: repeatable, correct boxes, and careful with folders."""
 import hashlib
 import json
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -18,6 +20,7 @@ from src.sample_data import (
     make_picture,
     make_sample_data,
 )
+from tests.helpers import REPO_ROOT
 
 SMALL = SampleSpec(num_train=6, num_val=3, width=160, height=128, seed=5)
 
@@ -154,6 +157,19 @@ def test_an_empty_folder_is_filled(tmp_path):
     arguments = ["--num_train=1", "--num_val=1", "--width=96", "--height=96", "--seed=0"]
     assert main([f"--output_dir={tmp_path / 'empty'}", *arguments]) == 0
     assert len(list((tmp_path / "empty" / "train2017").iterdir())) == 1
+
+
+def test_as_a_program_it_says_what_it_did_and_fails_with_one_message(tmp_path):
+    command = [sys.executable, "-m", "src.sample_data", f"--output_dir={tmp_path / 'data'}", "--num_train=1",
+               "--num_val=1", "--width=96", "--height=96"]
+    first, second, third = (subprocess.run([*command, *more], capture_output=True, text=True, cwd=REPO_ROOT,
+                                           check=False) for more in ([], [], ["--seed=2"]))
+    assert (first.returncode, second.returncode, third.returncode) == (0, 0, 1)
+    assert "wrote 1 training pictures" in first.stdout
+    assert "['background', 'disc', 'square', 'star']" in first.stdout
+    assert "kept as it is" in second.stdout
+    assert "other arguments" in third.stdout
+    assert "Traceback" not in third.stdout + third.stderr
 
 
 @pytest.mark.parametrize("key, value", [("num_train", 0), ("num_val", -1), ("width", 95), ("seed", -1)])

@@ -258,8 +258,9 @@ def test_unwritable_folder_is_named_and_old_results_stay(tmp_path):
     folder = tmp_path / "file" / "results"      # its parent is a file: nobody, root included, can make it
     with pytest.raises(UserError, match=f"cannot write {folder}.*bytes free"):
         score(ground_truth({1: []}), {1: []}, output_dir=folder)
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match=f"cannot write {folder}: "):
         check_writable(folder)
+    assert list(check_writable(tmp_path / "new" / "results").iterdir()) == []
     assert (tmp_path / "file").read_text() == "precious"
 
 

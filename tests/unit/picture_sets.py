@@ -1,0 +1,47 @@
+"""Small data sets in COCO layout for the tests of record files and pipelines."""
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from src.model_utils.config import Config, load_config
+
+CLASSES = ("cat", "dog")
+
+
+def make_picture(number: int, width: int = 40, height: int = 30) -> np.ndarray:
+    """A smooth random BGR picture that depends on its number alone."""
+    noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 2)
+
+
+def make_coco(root: Path, subset: str, num_images: int, *, boxes_of=lambda index: index % 3, first_id: int = 100,
+              crowd=lambda index: False) -> dict:
+    """Write pictures and annotations of one subset; picture i has the id first_id - i and boxes_of(i) boxes."""
+    (root / subset).mkdir(parents=True, exist_ok=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    images, rows = [], []
+    for index in range(num_images):
+        name = f"{index:03d}.png"
+        cv2.imwrite(str(root / subset / name), make_picture(index))
+        images.append({"id": first_id - index, "file_name": name, "width": 40, "height": 30})
+        for number in range(boxes_of(index)):
+            rows.append({"id": len(rows) + 1, "image_id": first_id - index, "category_id": 10 + number % 2,
+                         "bbox": [1 + number % 20, 2.5, 8, 9], "area": 72, "iscrowd": int(crowd(number))})
+    content = {"images": images, "annotations": rows,
+               "categories": [{"id": 10, "name": "cat"}, {"id": 11, "name": "dog"}]}
+    write_annotations(root, subset, content)
+    return content
+
+
+def write_annotations(root: Path, subset: str, content: dict) -> None:
+    """Write a subset's annotation file."""
+    (root / "annotations" / f"instances_{subset}.json").write_text(json.dumps(content))
+
+
+def config_for(root: Path, *flags: str, mindrecord_dir: Path | None = None, classes=CLASSES) -> Config:
+    """The configuration of such a set: a canvas of 128 x 64, batches of 2, one worker."""
+    return load_config([f"--coco_root={root}", f"--mindrecord_dir={mindrecord_dir or root / 'records'}",
+                        f"--coco_classes={['background', *classes]}", "--device_target=CPU", "--img_width=128",
+                        "--img_height=64", "--num_parallel_workers=1", *flags])

@@ -1,0 +1,349 @@
+"""Record files: what is checked on the way in, and that no kill, change or stranger leaves a wrong set in use."""
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import cv2
+import mindspore.dataset as ds
+import numpy as np
+import pytest
+
+from src import records
+from src.model_utils.errors import UserError
+from src.records import ensure_mindrecord
+from tests.helpers import BCCD, REPO_ROOT, needs_shared
+from tests.unit.picture_sets import config_for, make_coco, write_annotations
+
+
+@pytest.fixture
+def coco_root(tmp_path):
+    """Ten training pictures with 0, 1 or 2 boxes."""
+    root = tmp_path / "coco"
+    make_coco(root, "train2017", 10)
+    return root
+
+
+def rows_of(paths):
+    dataset = ds.MindDataset(list(paths), shuffle=False, num_parallel_workers=1)
+    return list(dataset.create_dict_iterator(num_epochs=1, output_numpy=True))
+
+
+def image_ids(paths):
+    return sorted(int(row["image_id"]) for row in rows_of(paths))
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+# ---- content
+
+def test_eight_training_files_hold_every_picture_once(coco_root):
+    paths = ensure_mindrecord(config_for(coco_root), training=True)
+    assert [os.path.basename(path) for path in paths] == [f"FasterRcnn.mindrecord{index}" for index in range(8)]
+    rows = {int(row["image_id"]): row for row in rows_of(paths)}
+    assert sorted(rows) == list(range(91, 101))
+    two_boxes = rows[98]                                   # picture 2 of make_coco
+    assert two_boxes["image"].tobytes() == (coco_root / "train2017" / "002.png").read_bytes()
+    assert int(two_boxes["num_boxes"]) == 2
+    assert two_boxes["box"].tolist() == [[1, 2.5, 9, 11.5], [2, 2.5, 10, 11.5]]
+    assert two_boxes["label"].tolist() == [1, 2]
+    assert int(rows[100]["num_boxes"]) == 0
+
+
+def test_evaluation_records_keep_the_order_of_the_file(tmp_path):
+    content = make_coco(tmp_path, "val2017", 7)
+    paths = ensure_mindrecord(config_for(tmp_path), training=False)
+    assert [os.path.basename(path) for path in paths] == ["FasterRcnn_eval.mindrecord"]
+    assert [int(row["image_id"]) for row in rows_of(paths)] == [image["id"] for image in content["images"]]
+
+
+def test_the_first_run_makes_the_folder_and_leaves_only_records_in_it(coco_root):
+    config = config_for(coco_root, mindrecord_dir=coco_root / "new" / "folder")
+    ensure_mindrecord(config, training=True)
+    expected = [f"FasterRcnn.mindrecord{index}{suffix}" for index in range(8) for suffix in ("", ".db")]
+    assert names_in(coco_root / "new" / "folder") == sorted([*expected, "FasterRcnn.mindrecord.json"])
+
+
+def test_one_picture_over_eight_files(tmp_path):
+    make_coco(tmp_path, "train2017", 1)
+    assert image_ids(ensure_mindrecord(config_for(tmp_path), training=True)) == [100]
+
+
+def test_txt_lists_become_the_same_records(coco_root):
+    lines = ["000.png", "001.png 1,2.5,9,11.5,1", "002.png 1,2.5,9,11.5,1 2,2.5,10,11.5,2,1"]
+    (coco_root / "list.txt").write_text("\n".join(lines))
+    config = config_for(coco_root, "--dataset=other", f"--image_dir={coco_root / 'train2017'}",
+                        f"--anno_path={coco_root / 'list.txt'}")
+    rows = {int(row["image_id"]): row for row in rows_of(ensure_mindrecord(config, training=True))}
+    assert sorted(rows) == [1, 2, 3]
+    assert rows[3]["box"].tolist() == [[1, 2.5, 9, 11.5], [2, 2.5, 10, 11.5]]
+    assert rows[3]["crowd"].tolist() == [0, 1]
+
+
+def test_boxes_are_clipped_and_bad_ones_dropped_by_name(coco_root, caplog):
+    content = make_coco(coco_root, "train2017", 3, boxes_of=lambda index: 0)
+    content["annotations"] = [
+        {"id": number, "image_id": 100, "category_id": 10, "bbox": bbox, "iscrowd": 0}
+        for number, bbox in enumerate([[5, 5, 0, 9], [-2, -2, 10, 10], [41, 0, 5, 5], [float("nan"), 0, 1, 1],
+                                       [4, 4, -2, 3], [30, 20, 50.5, 50.25]], start=1)]
+    write_annotations(coco_root, "train2017", content)
+    with caplog.at_level(logging.INFO):
+        rows = rows_of(ensure_mindrecord(config_for(coco_root), training=True))
+    boxes = {int(row["image_id"]): row["box"][:int(row["num_boxes"])].tolist() for row in rows}
+    assert boxes == {100: [[0, 0, 8, 8], [30, 20, 40, 30]], 99: [], 98: []}
+    assert "4 boxes that cannot be used" in caplog.text
+    for text in ("000.png, annotation 1 (no area)", "annotation 3 (outside the picture)", "annotation 4 (not finite)",
+                 "annotation 5 (no area)"):
+        assert text in caplog.text
+    assert "3 pictures, 2 boxes, 0 crowd boxes, 2 boxes clipped to their picture, 2 pictures without boxes" in caplog.text
+
+
+def test_the_report_is_logged_again_when_records_are_used_again(coco_root, caplog):
+    make_coco(coco_root, "train2017", 3, boxes_of=lambda index: 5 * index)
+    config = config_for(coco_root, "--num_gts=4")
+    ensure_mindrecord(config, training=True)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        ensure_mindrecord(config, training=True)
+    assert "2 pictures with more than num_gts = 4 boxes" in caplog.text
+    assert "001.png (5); 002.png (10)" in caplog.text
+
+
+# ---- pictures that cannot be used
+
+def test_missing_pictures_are_listed_before_anything_is_written(coco_root):
+    (coco_root / "train2017" / "003.png").unlink()
+    (coco_root / "train2017" / "007.png").unlink()
+    with pytest.raises(UserError, match="2 pictures cannot be used") as raised:
+        ensure_mindrecord(config_for(coco_root), training=True)
+    assert "003.png: there is no such file" in str(raised.value)
+    assert "007.png" in str(raised.value)
+    assert names_in(coco_root / "records") == []
+
+
+def test_damaged_pictures_are_listed_and_nothing_is_left(coco_root, capfd):
+    png = coco_root / "train2017" / "003.png"
+    png.write_bytes(png.read_bytes()[:-30])
+    (coco_root / "train2017" / "004.png").write_text("<html>not found</html>")
+    (coco_root / "train2017" / "005.png").write_bytes(b"")
+    with pytest.raises(UserError, match="3 pictures cannot be used") as raised:
+        ensure_mindrecord(config_for(coco_root), training=True)
+    for text in ("003.png: is damaged", "004.png: is not a picture", "005.png: is empty", "skip_bad_images"):
+        assert text in str(raised.value)
+    assert names_in(coco_root / "records") == []
+
+
+def test_skip_bad_images_trains_on_the_others_and_counts(coco_root, caplog):
+    (coco_root / "train2017" / "003.png").unlink()
+    (coco_root / "train2017" / "004.png").write_text("text")
+    tolerant = config_for(coco_root, "--skip_bad_images=True")
+    with caplog.at_level(logging.WARNING):
+        paths = ensure_mindrecord(tolerant, training=True)
+    assert image_ids(paths) == [91, 92, 93, 94, 95, 98, 99, 100]
+    assert "2 pictures skipped" in caplog.text
+    assert "004.png: is not a picture" in caplog.text
+    with pytest.raises(UserError, match=r"003\.png"):         # strict again: the tolerant set does not pass
+        ensure_mindrecord(config_for(coco_root), training=True)
+    assert image_ids(ensure_mindrecord(tolerant, training=True)) == [91, 92, 93, 94, 95, 98, 99, 100]
+
+
+def test_skip_bad_images_with_no_good_picture(coco_root):
+    for path in (coco_root / "train2017").iterdir():
+        path.write_text("text")
+    with pytest.raises(UserError, match="no picture can be used"):
+        ensure_mindrecord(config_for(coco_root, "--skip_bad_images=True"), training=True)
+
+
+def test_evaluation_never_skips(tmp_path):
+    make_coco(tmp_path, "val2017", 3)
+    (tmp_path / "val2017" / "001.png").unlink()
+    with pytest.raises(UserError, match=r"001\.png"):
+        ensure_mindrecord(config_for(tmp_path, "--skip_bad_images=True"), training=False)
+
+
+@pytest.mark.parametrize("flags", [[], ["--skip_bad_images=True"]])
+def test_swapped_width_and_height_are_an_error(coco_root, flags):
+    content = make_coco(coco_root, "train2017", 3)
+    content["images"][1] |= {"width": 30, "height": 40}
+    write_annotations(coco_root, "train2017", content)
+    with pytest.raises(UserError, match=r"001\.png: is 40 x 30 pixels, its annotation says 30 x 40; EXIF"):
+        ensure_mindrecord(config_for(coco_root, *flags), training=True)
+
+
+def test_a_picture_larger_than_a_page_of_mindrecord(tmp_path):
+    content = make_coco(tmp_path, "train2017", 1)
+    noise = np.random.default_rng(0).integers(0, 256, (3400, 3400, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "train2017" / "000.png"), noise, [cv2.IMWRITE_PNG_COMPRESSION, 0])
+    content["images"][0] |= {"width": 3400, "height": 3400}
+    write_annotations(tmp_path, "train2017", content)
+    row, = rows_of(ensure_mindrecord(config_for(tmp_path), training=True))
+    assert row["image"].nbytes > 33 << 20                    # the default page is 32 MB
+
+
+def test_too_little_disk_space_is_said_beforehand(coco_root, monkeypatch):
+    monkeypatch.setattr(records.shutil, "disk_usage", lambda folder: records.shutil._ntuple_diskusage(10, 5, 5))
+    with pytest.raises(UserError, match="5 are free"):
+        ensure_mindrecord(config_for(coco_root), training=True)
+
+
+# ---- up to date or not
+
+def stamps(paths):
+    return [os.stat(path).st_mtime_ns for path in paths]
+
+
+def test_a_second_run_changes_nothing(coco_root):
+    config = config_for(coco_root)
+    before = stamps(ensure_mindrecord(config, training=True))
+    assert stamps(ensure_mindrecord(config, training=True)) == before
+
+
+def test_changed_annotations_make_new_records(coco_root):
+    config = config_for(coco_root)
+    ensure_mindrecord(config, training=True)
+    make_coco(coco_root, "train2017", 4, first_id=50)
+    assert image_ids(ensure_mindrecord(config, training=True)) == [47, 48, 49, 50]
+
+
+def test_changed_classes_make_new_records(coco_root):
+    ensure_mindrecord(config_for(coco_root), training=True)
+    paths = ensure_mindrecord(config_for(coco_root, classes=("dog", "cat")), training=True)
+    labels = {int(row["image_id"]): row["label"].tolist() for row in rows_of(paths)}
+    assert labels[98] == [2, 1]
+
+
+@pytest.mark.parametrize("damage", [lambda folder: (folder / "FasterRcnn.mindrecord3").unlink(),
+                                    lambda folder: (folder / "FasterRcnn.mindrecord3.db").write_bytes(b""),
+                                    lambda folder: (folder / "FasterRcnn.mindrecord.json").write_text('{"comp')])
+def test_damaged_sets(coco_root, damage):
+    """A lost or cut record file is made again; without a readable manifest the files count as someone else's."""
+    config = config_for(coco_root)
+    ensure_mindrecord(config, training=True)
+    damage(coco_root / "records")
+    if (coco_root / "records" / "FasterRcnn.mindrecord.json").read_text() == '{"comp':
+        with pytest.raises(UserError, match="did not make"):
+            ensure_mindrecord(config, training=True)
+    else:
+        assert image_ids(ensure_mindrecord(config, training=True)) == list(range(91, 101))
+
+
+def test_files_of_others_are_left_alone(coco_root):
+    folder = coco_root / "records"
+    folder.mkdir()
+    (folder / "FasterRcnn.mindrecord0").write_text("of the published program")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds FasterRcnn\.mindrecord0, which this program did not make"):
+        ensure_mindrecord(config_for(coco_root), training=True)
+    assert (folder / "FasterRcnn.mindrecord0").read_text() == "of the published program"
+    assert names_in(folder) == ["FasterRcnn.mindrecord0", "notes.txt"]
+
+
+def test_a_folder_that_cannot_be_made(coco_root):
+    (coco_root / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        ensure_mindrecord(config_for(coco_root, mindrecord_dir=coco_root / "file" / "records"), training=True)
+
+
+# ---- kills and other processes
+
+KILLED_RUN = """
+import os, signal, sys
+from src import records
+from src.model_utils.config import load_config
+
+def killing(function, call_number, after=False):
+    calls = []
+    def replacement(*args, **options):
+        calls.append(1)
+        if len(calls) == call_number and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*args, **options)
+        if len(calls) == call_number and after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return replacement
+
+point = sys.argv[1]
+records.ROWS_PER_WRITE = 3
+if point == "while writing":
+    records._row = killing(records._row, 7)
+elif point == "before commit":
+    records.FileWriter.commit = killing(records.FileWriter.commit, 1)
+elif point == "after commit":
+    records.FileWriter.commit = killing(records.FileWriter.commit, 1, after=True)
+elif point == "while moving":
+    records.Path.rename = killing(records.Path.rename, 6)
+elif point == "before the manifest":
+    records.write_json = killing(records.write_json, 2)
+records.ensure_mindrecord(load_config(sys.argv[2:]), training=True)
+"""
+KILL_POINTS = ["while writing", "before commit", "after commit", "while moving", "before the manifest"]
+
+
+@pytest.mark.parametrize("point", KILL_POINTS)
+def test_the_run_after_a_sigkill_makes_the_set(coco_root, point):
+    """A set of an older annotation file is there when the killed run starts; it must not come back to life."""
+    config = config_for(coco_root)
+    ensure_mindrecord(config, training=True)
+    make_coco(coco_root, "train2017", 12, first_id=200)
+    flags = [f"--coco_root={coco_root}", f"--mindrecord_dir={config.mindrecord_dir}", "--device_target=CPU",
+             "--coco_classes=['background','cat','dog']", "--num_parallel_workers=1"]
+    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, point, *flags], cwd=REPO_ROOT, check=False,
+                            capture_output=True, timeout=100)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    folder = coco_root / "records"
+    manifest = json.loads((folder / "FasterRcnn.mindrecord.json").read_text())
+    assert manifest["complete"] == (point in KILL_POINTS[:3])   # the old set, whole, until files are moved
+    assert image_ids(ensure_mindrecord(config, training=True)) == list(range(189, 201))
+    assert len(names_in(folder)) == 17                          # 8 files, 8 indexes, the manifest: no remains
+
+
+def test_another_process_is_converting(coco_root):
+    config = config_for(coco_root)
+    held = records.RecordSet(coco_root / "records", "FasterRcnn.mindrecord", 8)
+    with records._lock(held), pytest.raises(UserError, match="another process is making"):
+        ensure_mindrecord(config, training=True)
+    assert len(image_ids(ensure_mindrecord(config, training=True))) == 10
+
+
+def test_another_rank_waits_for_rank_zero(coco_root):
+    config = config_for(coco_root)
+    result = []
+    waiting = threading.Thread(target=lambda: result.append(ensure_mindrecord(config, training=True, rank=1)))
+    waiting.start()
+    waiting.join(timeout=0.5)
+    assert waiting.is_alive()
+    paths = ensure_mindrecord(config, training=True)
+    waiting.join(timeout=10)
+    assert result == [paths]
+
+
+def test_another_rank_does_not_wait_for_ever(coco_root):
+    with pytest.raises(UserError, match="rank 0 has not finished"):
+        ensure_mindrecord(config_for(coco_root), training=True, rank=1, stall_seconds=0.3)
+
+
+def test_another_rank_does_not_take_an_old_set(coco_root):
+    config = config_for(coco_root)
+    ensure_mindrecord(config, training=True)
+    make_coco(coco_root, "train2017", 4, first_id=50)
+    with pytest.raises(UserError, match="rank 0 has not finished"):
+        ensure_mindrecord(config, training=True, rank=1, stall_seconds=0.3)
+
+
+# ---- real data
+
+@needs_shared
+def test_bccd_conversion_names_the_two_boxes_without_area(tmp_path, caplog):
+    config = config_for(BCCD, mindrecord_dir=tmp_path, classes=("RBC", "WBC", "Platelets"))
+    with caplog.at_level(logging.INFO):
+        paths = ensure_mindrecord(config, training=True)
+    assert len(rows_of(paths)) == 292
+    assert "292 pictures, 3941 boxes" in caplog.text
+    assert "BloodImage_00338.jpg, annotation 3153 (no area); BloodImage_00343.jpg, annotation 3197 (no area)" \
+        in caplog.text
