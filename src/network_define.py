@@ -96,8 +96,8 @@ def check_start(config) -> None:
     if config.pre_trained or (config.frozen_stages < 0 and not config.norm_eval):
         return
     raise UserError(f"--pre_trained is empty, but frozen_stages={config.frozen_stages} and "
-                    f"norm_eval={config.norm_eval} would keep random layers or batch-norm statistics as they are, and the detector could not learn. "
-                    f"Give a checkpoint with --pre_trained, or train all layers with "
+                    f"norm_eval={config.norm_eval} would keep random layers or batch-norm statistics as they are, and "
+                    f"the detector could not learn. Give a checkpoint with --pre_trained, or train all layers with "
                     f"--frozen_stages=-1 --norm_eval=False")
 
 

@@ -77,8 +77,8 @@ def init_device(config) -> Device:
         ms.set_device(config.device_target, environment.device_id)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"device_target is {config.device_target}, but this MindSpore {ms.__version__} cannot use "
-                        f"device {environment.device_id} of that kind. Use --device_target=CPU, or install the MindSpore "
-                        f"package and driver for {config.device_target}. "
+                        f"device {environment.device_id} of that kind. Use --device_target=CPU, or install the "
+                        f"MindSpore package and driver for {config.device_target}. "
                         f"MindSpore says: {str(error).splitlines()[0]}") from error
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(config.seed)

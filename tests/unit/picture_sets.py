@@ -41,7 +41,8 @@ def write_annotations(root: Path, subset: str, content: dict) -> None:
 
 
 def config_for(root: Path, *flags: str, mindrecord_dir: Path | None = None, classes=CLASSES) -> Config:
-    """The configuration of such a set: a canvas of 128 x 64, batches of 2, one worker."""
-    return load_config([f"--coco_root={root}", f"--mindrecord_dir={mindrecord_dir or root / 'records'}",
-                        f"--coco_classes={['background', *classes]}", "--device_target=CPU", "--img_width=128",
-                        "--img_height=64", "--num_parallel_workers=1", *flags])
+    """The configuration of such a set: a canvas of 128 x 64, batches of 2, one worker; flags come last."""
+    values = {"coco_root": root, "mindrecord_dir": mindrecord_dir or root / "records", "device_target": "CPU",
+              "coco_classes": ["background", *classes], "img_width": 128, "img_height": 64, "num_parallel_workers": 1}
+    values |= dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    return load_config([f"--{key}={value}" for key, value in values.items()])

@@ -1,11 +1,11 @@
 """Record files: what is checked on the way in, and that no kill, change or stranger leaves a wrong set in use."""
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import cv2
 import mindspore.dataset as ds
@@ -44,7 +44,7 @@ def names_in(folder):
 
 def test_eight_training_files_hold_every_picture_once(coco_root):
     paths = ensure_mindrecord(config_for(coco_root), training=True)
-    assert [os.path.basename(path) for path in paths] == [f"FasterRcnn.mindrecord{index}" for index in range(8)]
+    assert [Path(path).name for path in paths] == [f"FasterRcnn.mindrecord{index}" for index in range(8)]
     rows = {int(row["image_id"]): row for row in rows_of(paths)}
     assert sorted(rows) == list(range(91, 101))
     two_boxes = rows[98]                                   # picture 2 of make_coco
@@ -58,7 +58,7 @@ def test_eight_training_files_hold_every_picture_once(coco_root):
 def test_evaluation_records_keep_the_order_of_the_file(tmp_path):
     content = make_coco(tmp_path, "val2017", 7)
     paths = ensure_mindrecord(config_for(tmp_path), training=False)
-    assert [os.path.basename(path) for path in paths] == ["FasterRcnn_eval.mindrecord"]
+    assert [Path(path).name for path in paths] == ["FasterRcnn_eval.mindrecord"]
     assert [int(row["image_id"]) for row in rows_of(paths)] == [image["id"] for image in content["images"]]
 
 
@@ -100,7 +100,8 @@ def test_boxes_are_clipped_and_bad_ones_dropped_by_name(coco_root, caplog):
     for text in ("000.png, annotation 1 (no area)", "annotation 3 (outside the picture)", "annotation 4 (not finite)",
                  "annotation 5 (no area)"):
         assert text in caplog.text
-    assert "3 pictures, 2 boxes, 0 crowd boxes, 2 boxes clipped to their picture, 2 pictures without boxes" in caplog.text
+    assert "3 pictures, 2 boxes, 0 crowd boxes, 2 boxes clipped" in caplog.text
+    assert "2 pictures without boxes" in caplog.text
 
 
 def test_the_report_is_logged_again_when_records_are_used_again(coco_root, caplog):
@@ -194,7 +195,7 @@ def test_too_little_disk_space_is_said_beforehand(coco_root, monkeypatch):
 # ---- up to date or not
 
 def stamps(paths):
-    return [os.stat(path).st_mtime_ns for path in paths]
+    return [Path(path).stat().st_mtime_ns for path in paths]
 
 
 def test_a_second_run_changes_nothing(coco_root):
