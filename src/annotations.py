@@ -9,9 +9,11 @@ class counted from 1 in the order of `coco_classes` (background is 0 and has no 
 
 A line without boxes is a picture to learn background from. Empty lines are left out.
 """
+import contextlib
 import difflib
 import json
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -186,7 +188,7 @@ def coco_ground_truth(config: Config) -> dict[str, list[dict]]:
         return _txt_ground_truth(read_txt(path, root, num_fg_classes=len(config.class_names)), config.class_names)
     content = load_coco_file(path)
     match_categories(content["categories"], config.class_names, path, ignore_unknown=config.ignore_unknown)
-    finite = [np.isfinite(_bbox_numbers(row, path)).all() for row in content["annotations"]]
+    finite = [all(map(math.isfinite, _bbox_numbers(row, path))) for row in content["annotations"]]
     dropped = [f"annotation {row['id']}" for row, good in zip(content["annotations"], finite, strict=True)
                if not good]
     if dropped:
@@ -377,14 +379,14 @@ def _check_names(rows: list[dict], what: str, key: str, path: Path) -> None:
         first[name] = row["id"]
 
 
-def _bbox_numbers(row: dict, path: Path) -> np.ndarray:
-    """The four numbers of `bbox`, (4,) float64."""
+def _bbox_numbers(row: dict, path: Path) -> list[float]:
+    """The four numbers of `bbox`."""
     bbox = row.get("bbox")
-    if not isinstance(bbox, list) or len(bbox) != 4 or \
-            not all(isinstance(number, int | float) and not isinstance(number, bool) for number in bbox):
-        raise UserError(f"{path}: annotation {row['id']} has bbox {_short(repr(bbox))}; expected four numbers "
-                        "[x, y, width, height]")
-    return np.array(bbox, np.float64)
+    if isinstance(bbox, list) and len(bbox) == 4 and {*map(type, bbox)} <= {int, float}:
+        with contextlib.suppress(OverflowError):              # a whole number of more than 308 digits
+            return [float(number) for number in bbox]
+    raise UserError(f"{path}: annotation {row['id']} has bbox {_short(repr(bbox))}; expected four numbers "
+                    "[x, y, width, height]")
 
 
 def _image_from_coco(image: dict, rows: list[dict], label_of: dict[int, int], path: Path,

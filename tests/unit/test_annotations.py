@@ -78,6 +78,8 @@ def test_coco_boxes_are_corners_with_labels_by_name(tmp_path):
     (lambda c: c["annotations"][0].update(category_id=9), r"annotation 5 has category_id 9"),
     (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"annotation 5 has bbox \[1, 2, 3\]; expected four numbers"),
     (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, "4"]), r"annotation 5 has bbox"),
+    (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, True]), r"annotation 5 has bbox"),
+    (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, 10 ** 400]), r"annotation 5 has bbox"),
     (lambda c: c["annotations"][0].pop("bbox"), r"annotation 5 has bbox None"),
     (lambda c: c["images"][0].update(width=0), r"image 7 \(a\.jpg\) has width 0"),
     (lambda c: c["images"][0].pop("width"), r"has width None and height 80"),

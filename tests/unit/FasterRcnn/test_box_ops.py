@@ -33,7 +33,7 @@ def test_encode_and_decode_equal_the_definition(means, stds):
 
 
 def test_decode_by_hand():
-    """Width x2 - x1 + 1: anchor 0..9 has 10 pixels and its centre at 4.5; dx = 0.5 moves it 5, dw = log 2 doubles it."""
+    """Width x2 - x1 + 1: anchor 0..9 has 10 pixels, its centre at 4.5; dx = 0.5 moves it by 5, dw = log 2 doubles it."""
     coder = BoxCoder((0,) * 4, (1,) * 4, CANVAS)
     anchor = tensor([[100, 200, 109, 219]])
     boxes = Graph(coder.decode)(anchor, tensor([[0.5, -0.25, np.log(2), np.log(0.5)]])).asnumpy()
@@ -64,19 +64,17 @@ def test_round_trip_and_leading_dimensions():
     rng = np.random.default_rng(2)
     anchors, boxes = random_boxes(rng, 60).reshape(2, 30, 4), random_boxes(rng, 60).reshape(2, 30, 4)
     coder = BoxCoder((0,) * 4, STDS, CANVAS)
-    result = Graph(lambda_free_round_trip(coder))(tensor(anchors), tensor(boxes)).asnumpy()
+
+    def round_trip(anchors, boxes):
+        return coder.decode(anchors, coder.encode(anchors, boxes))
+
+    result = Graph(round_trip)(tensor(anchors), tensor(boxes)).asnumpy()
     # only ratios within 62.5 come back
     width_ratio = (boxes[..., 2:] - boxes[..., :2] + 1) / (anchors[..., 2:] - anchors[..., :2] + 1)
     possible = np.all((width_ratio < 62.5) & (width_ratio > 0.016), axis=-1)
     assert result.shape == (2, 30, 4)
     assert possible.sum() > 50
     np.testing.assert_allclose(result[possible], boxes[possible], atol=5e-3)
-
-
-def lambda_free_round_trip(coder):
-    def round_trip(anchors, boxes):
-        return coder.decode(anchors, coder.encode(anchors, boxes))
-    return round_trip
 
 
 # --- IoU --------------------------------------------------------------------------------------------------------------
@@ -117,7 +115,7 @@ def test_iou_by_hand():
     assert shared_iou(a[0], b).asnumpy().item() == 0.5
 
 
-# --- suppression: cases ------------------------------------------------------------------------------------------------
+# --- suppression: cases -----------------------------------------------------------------------------------------------
 
 def chain(count):
     """Each box overlaps the next by IoU 7/13 > 0.5, the one after next by 4/16: every second one stays."""
