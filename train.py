@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = init_device(config)
     network = load_pretrained(build_detector(config), config.pre_trained, finetune=config.finetune)
     records = ensure_mindrecord(config, training=True, rank=device.rank)
-    dataset = create_train_dataset(config, records, rank=device.rank, num_shards=device.num_devices)
+    dataset = create_train_dataset(config, records, rank=device.rank, num_shards=device.num_devices,
+                                   with_image_id=True)
     evaluates = config.run_eval and device.rank == 0
     train(network, dataset, config, device, evaluation(config, network) if evaluates else None)
     return 0

@@ -5,16 +5,19 @@ under the detector's names. Training and evaluation do the same on the fly, so t
 """
 import argparse
 import logging
-import os
+import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
+from google.protobuf.message import DecodeError
 from mindspore import Parameter, Tensor, nn
 
-from src.model_utils.errors import UserError
+from src.files import write_whole
+from src.model_utils.errors import UserError, first_line
 
 LOGGER = logging.getLogger(__name__)
 
@@ -30,8 +33,14 @@ CLASSIFIER_PREFIXES = ("end_point.", "fc.", "head.")
 RENAMES = (("fpn_ncek.", "fpn_neck."), ("down_sample_layer.0.", "conv_down_sample."),
            ("down_sample_layer.1.", "bn_down_sample."))
 # What we write beside the weights.
+META_PREFIX = "meta_"
+META_COUNT = "meta_num_entries"
 META_BACKBONE = "meta_backbone"
 META_CLASSES = "meta_classes"
+# MindSpore puts this word and a number behind the content when it writes a checksum.
+CHECKSUM_MARK = b"crc_num"
+# Bytes per value of the types that checkpoints of this detector hold.
+ITEM_SIZES = {"Float32": 4, "Float16": 2, "Float64": 8, "BFloat16": 2, "Int32": 4, "Int64": 8}
 NAMES_SHOWN = 10
 
 
@@ -53,17 +62,39 @@ def read_checkpoint(path: str | Path) -> dict[str, Parameter]:
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {kind}; expected a .ckpt file")
     try:
-        return ms.load_checkpoint(str(path), crc_check=_has_checksum(path))
+        content, mark, _ = path.read_bytes().rpartition(CHECKSUM_MARK)
+        _check_sizes(content if mark else path.read_bytes())
+        entries = ms.load_checkpoint(str(path), crc_check=bool(mark))
+        _check_count(entries)
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         raise UserError(f"checkpoint {path} is damaged or no MindSpore checkpoint ({path.stat().st_size} bytes); copy "
-                        f"or download it again. MindSpore says: {str(error).splitlines()[0]}") from error
+                        f"or download it again. Reading it says: {first_line(error)}") from error
+    return entries
 
 
-def _has_checksum(path: Path) -> bool:
-    """MindSpore ends a file with a checksum with this word and a number."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 64))
-        return b"crc_num" in file.read()
+def _check_sizes(data: bytes) -> None:
+    """MindSpore's reader trusts shapes and reads beyond the content of a file that lies; so look first."""
+    from mindspore.train.checkpoint_pb2 import Checkpoint
+    content = Checkpoint()
+    try:
+        content.ParseFromString(data)
+    except DecodeError as error:
+        raise ValueError("the content cannot be parsed") from error
+    stored, expected = Counter(), {}
+    for entry in content.value:
+        stored[entry.tag] += len(entry.tensor.tensor_content)
+        # Large parameters are cut into several entries of the same name and shape.
+        if entry.tensor.tensor_type in ITEM_SIZES:
+            expected[entry.tag] = math.prod(entry.tensor.dims) * ITEM_SIZES[entry.tensor.tensor_type]
+    for name, size in expected.items():
+        if stored[name] != size:
+            raise ValueError(f"{name} holds {stored[name]} bytes, its shape needs {size}")
+
+
+def _check_count(entries: Mapping) -> None:
+    """A file of ours begins with the number of entries that follow: one cut between two would load in silence."""
+    if META_COUNT in entries and len(entries) - 1 != int(entries[META_COUNT].asnumpy()):
+        raise ValueError(f"{len(entries) - 1} of {int(entries[META_COUNT].asnumpy())} entries are there")
 
 
 def network_parameters(entries: Mapping[str, Parameter]) -> dict[str, Parameter]:
@@ -77,13 +108,19 @@ def network_parameters(entries: Mapping[str, Parameter]) -> dict[str, Parameter]
         dict: name to Parameter, without optimiser state, classifier and notes; names of a backbone start with
             ``backbone.``.
     """
-    found = {}
+    found, renamed = {}, Counter()
     for name, value in entries.items():
         if not isinstance(value, Tensor) or name.startswith(OPTIMISER_PREFIXES) or name in OPTIMISER_NAMES:
             continue
+        if name.startswith(META_PREFIX):
+            continue
         for old, new in RENAMES:
+            renamed[f"{old} -> {new}"] += old in name
             name = name.replace(old, new)
         found[name] = value
+    for rename, count in renamed.items():
+        if count:
+            LOGGER.info("renamed %d parameters of an older release: %s", count, rename)
     if any(name.startswith(DETECTOR_PREFIXES) for name in found):
         return {name: value for name, value in found.items() if name.startswith(DETECTOR_PREFIXES)}
     return {BACKBONE_PREFIX + name: value for name, value in found.items()
@@ -152,7 +189,9 @@ def _check_backbone(network: nn.Cell, entries: Mapping, path: str | Path) -> Non
 
 def _assign(wanted: Sequence[Parameter], found: Mapping[str, Parameter], path: str | Path) -> None:
     """Copy values into parameters; all or none, so that a refusal leaves the network as it was."""
-    problems = []
+    known = {param.name for param in wanted}
+    problems = [f"{name} is not in the network: another depth?" for name in sorted(set(found) - known)
+                if name.startswith(BACKBONE_PREFIX)]
     for param in wanted:
         if param.name not in found:
             problems.append(f"{param.name} is missing")
@@ -163,8 +202,8 @@ def _assign(wanted: Sequence[Parameter], found: Mapping[str, Parameter], path: s
     if problems:
         shown = "\n  ".join(problems[:NAMES_SHOWN])
         more = f"\n  and {len(problems) - NAMES_SHOWN} more" if len(problems) > NAMES_SHOWN else ""
-        raise UserError(f"checkpoint {path} does not fit the network: {len(problems)} of {len(wanted)} parameters "
-                        f"differ.\n  {shown}{more}\n"
+        raise UserError(f"checkpoint {path} does not fit the network: {len(problems)} differences to its "
+                        f"{len(wanted)} parameters.\n  {shown}{more}\n"
                         f"Check --backbone and coco_classes; weights of another set of classes load for training with "
                         f"--finetune=True, which leaves the two predictors out.")
     for param in wanted:
@@ -177,37 +216,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ckpt_file", required=True, help="ResNet checkpoint of the model zoo, or a detector's.")
     parser.add_argument("--output", default="backbone.ckpt", help="File to write (default: %(default)s).")
     args = parser.parse_args(argv)
-    params = {name: value for name, value in network_parameters(read_checkpoint(args.ckpt_file)).items()
-              if name.startswith(BACKBONE_PREFIX)}
+    entries = read_checkpoint(args.ckpt_file)
+    params = {name: value for name, value in network_parameters(entries).items() if name.startswith(BACKBONE_PREFIX)}
     if not params:
         raise UserError(f"checkpoint {args.ckpt_file} holds no parameter of a backbone")
-    write_checkpoint([{"name": name, "data": value} for name, value in params.items()], args.output)
+    write_checkpoint(params, args.output, {key: entries[key] for key in (META_BACKBONE,) if key in entries})
     LOGGER.info("wrote %d parameters to %s", len(params), args.output)
     return 0
 
 
-def write_checkpoint(parameters, path: str | Path, notes: Mapping[str, str | int] | None = None) -> None:
+def write_checkpoint(parameters: Mapping[str, Tensor], path: str | Path,
+                     notes: Mapping[str, str | int] | None = None) -> None:
     """Write a checkpoint so that at any moment the file is either the old one or the whole new one.
 
     Args:
-        parameters (Cell | list[dict]): what ``mindspore.save_checkpoint`` takes.
+        parameters (Mapping): name to value.
         path (str | Path): target; its folder is made.
         notes (Mapping | None): numbers and texts stored beside the weights.
 
     Raises:
-        UserError: the file cannot be written; an older file of that name stays.
+        UserError: a value is not finite, or the file cannot be written; an older file of that name stays.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial.ckpt")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ms.save_checkpoint(parameters, str(partial), append_dict=dict(notes or {}), crc_check=True)
-        partial.chmod(0o644)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot write checkpoint {path}: {str(error).splitlines()[0]}") from error
+    for name, value in parameters.items():
+        if not np.isfinite(value.asnumpy()).all():
+            raise UserError(f"{name} is not finite any more, so {path} is not written; older checkpoints stay as they "
+                            f"are. Try a lower --base_lr, or --grad_clip=True")
+    notes = dict(notes or {})
+    entries = [{"name": META_COUNT, "data": Tensor(len(parameters) + len(notes), ms.int64)},
+               *({"name": name, "data": value} for name, value in parameters.items())]
+
+    def write(partial: Path) -> None:
+        ms.save_checkpoint(entries, str(partial), append_dict=notes, crc_check=True)
+        partial.chmod(0o644)     # MindSpore makes files that only their owner can read
+
+    write_whole(path, write)
 
 
 if __name__ == "__main__":

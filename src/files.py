@@ -2,21 +2,24 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from src.model_utils.errors import UserError
+from src.model_utils.errors import UserError, first_line
+
+PARTIAL_PREFIX = ".partial-"
 
 
-def write_bytes(path: str | Path, data: bytes) -> Path:
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Write a file whole or not at all; folders above it are made.
 
-    The bytes go to a temporary file beside the target, reach the disk, and take the target's place in one
+    The content goes to a temporary file beside the target, reaches the disk, and takes the target's place in one
     step: a reader sees the old file or the new one, and a full disk leaves the old one untouched.
 
     Args:
         path (str | Path): the file to write.
-        data (bytes): its content.
+        write (Callable): writes the content to the path it is given, which has the target's suffix.
 
     Returns:
         Path: the file written.
@@ -25,19 +28,29 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
         UserError: the file cannot be written; names the path, the reason and the free space.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
+        write(partial)
+        with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         partial.replace(path)
-    except OSError as error:
-        if partial.is_file():
-            partial.unlink()
-        raise _cannot_write(path, error) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        for leftover in path.parent.glob(f"{partial.name}*"):
+            leftover.unlink()
+        raise cannot_write(path, error) from error
     return path
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write bytes by :func:`write_whole`."""
+    return write_whole(path, lambda partial: partial.write_bytes(data))
+
+
+def remove_partial_files(folder: str | Path) -> None:
+    """Remove what :func:`write_whole` left in a folder when its process was killed."""
+    for path in Path(folder).glob(f"{PARTIAL_PREFIX}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> Path:
@@ -58,13 +71,14 @@ def check_writable(folder: str | Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise cannot_write(folder, error) from error
     return folder
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {path}: {error.strerror or error} ({_free_space(path)}); "
-                     "choose a folder that can be written")
+def cannot_write(path: Path, error: Exception) -> UserError:
+    """The error for a file or folder that cannot be written: path, reason and free space."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    return UserError(f"cannot write {path}: {reason} ({_free_space(path)}); choose a folder that can be written")
 
 
 def _free_space(path: Path) -> str:

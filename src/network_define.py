@@ -10,6 +10,7 @@ from mindspore import dtype as mstype
 from tqdm import tqdm
 
 from src.convert_checkpoint import META_BACKBONE, META_CLASSES, write_checkpoint
+from src.files import cannot_write, remove_partial_files
 from src.lr_schedule import learning_rates
 from src.model_utils.errors import UserError
 from src.runtime import Device
@@ -108,7 +109,7 @@ def train(network: nn.Cell, dataset, config, device: Device, evaluate: Callable[
 
     Args:
         network (Cell): a detector.
-        dataset (Dataset): batches of image, image_shape, box, label, valid_num.
+        dataset (Dataset): batches of image, image_shape, box, label, valid_num, image_id.
         config (Config): the run's settings.
         device (Device): where this process stands among its fellows.
         evaluate (Callable | None): returns the AP of the network as it is; called every ``interval`` epochs, and the
@@ -125,14 +126,15 @@ def train(network: nn.Cell, dataset, config, device: Device, evaluate: Callable[
     step_network = TrainStep(network, build_optimizer(config, network, rates), config.loss_scale,
                              config.grad_clip_norm if config.grad_clip else None, device.num_devices)
     checkpoints = Checkpoints(config, device)
-    best = 0.0
+    best = -math.inf
     batches = dataset.create_tuple_iterator(num_epochs=config.epoch_size)
     with LossLog(config, device, steps, rates) as log:
         for epoch in range(1, config.epoch_size + 1):
             step_network.set_train()
-            for step, (image, image_shape, box, label, valid) in enumerate(batches, start=1):
-                losses = step_network(image, image_shape, box, label, valid)
-                log.write(epoch, step, [float(loss.asnumpy()) for loss in losses])
+            # One iterator for all epochs; each pass over it is the next epoch.
+            for step, (*batch, image_ids) in enumerate(batches, start=1):
+                losses = [float(loss.asnumpy()) for loss in step_network(*batch)]
+                log.write(epoch, step, losses, image_ids.asnumpy().tolist())
             checkpoints.save(network, epoch, steps)
             if evaluate is not None and epoch % config.interval == 0:
                 best = checkpoints.keep_best(network, evaluate(), best)
@@ -165,7 +167,10 @@ class LossLog:
         return SummaryWriter("summary")
 
     def __enter__(self) -> "LossLog":
-        self.file = self.path.open("a", encoding="utf-8", buffering=1)
+        try:
+            self.file = self.path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise cannot_write(self.path.absolute(), error) from error
         # disable=None: a bar on a terminal, nothing elsewhere.
         self.bar = tqdm(total=self.steps * self.epochs, unit="step", disable=None if self.talks else True)
         if self.talks:
@@ -178,12 +183,13 @@ class LossLog:
         if self.summary is not None:
             self.summary.close()
 
-    def write(self, epoch: int, step: int, losses: Sequence[float]) -> None:
+    def write(self, epoch: int, step: int, losses: Sequence[float], image_ids: Sequence[int] = ()) -> None:
         """Log one step.
 
         Args:
             epoch, step (int): from 1; the step counts within the epoch.
             losses (Sequence[float]): the six losses, see LOSS_NAMES.
+            image_ids (Sequence[int]): the pictures of the batch, named when a loss is not finite.
 
         Raises:
             UserError: a loss is NaN or infinite.
@@ -193,10 +199,14 @@ class LossLog:
         line = f"epoch: {epoch} step: {step}, {parts}, total_loss: {total:.5f}"
         finite = all(map(math.isfinite, losses))
         if step % self.interval == 0 or not finite:
-            self.file.write(line + "\n")
+            try:
+                self.file.write(line + "\n")
+            except OSError as error:
+                raise cannot_write(self.path.absolute(), error) from error
         if not finite:
             raise UserError(f"the loss is not finite any more; training stops, saved checkpoints stay as they are.\n"
-                            f"  {line}\nTry a lower --base_lr, or --grad_clip=True")
+                            f"  {line}\n  image ids of the batch: {', '.join(map(str, image_ids))}\n"
+                            f"Try a lower --base_lr, or --grad_clip=True")
         self._show(epoch, step, losses, total)
 
     def _show(self, epoch: int, step: int, losses: Sequence[float], total: float) -> None:
@@ -236,13 +246,16 @@ class Checkpoints:
         self.keep_max = config.keep_checkpoint_max
         self.notes = {META_BACKBONE: config.backbone, META_CLASSES: ",".join(config.coco_classes)}
         self.written: list[Path] = []
+        if self.active:
+            remove_partial_files(self.folder)
+            remove_partial_files(self.best_path.parent)
 
     def save(self, network: nn.Cell, epoch: int, step: int) -> None:
         """Write ``faster_rcnn-{epoch}_{step}.ckpt`` if this epoch is due (the last always is)."""
         if not self.active or (epoch % self.every and epoch != self.last_epoch):
             return
         path = self.folder / f"{CHECKPOINT_PREFIX}-{epoch}_{step}.ckpt"
-        write_checkpoint(network, path, {**self.notes, "epoch_num": epoch, "step_num": step})
+        write_checkpoint(network.parameters_dict(), path, {**self.notes, "epoch_num": epoch, "step_num": step})
         LOGGER.info("saved %s", path)
         self.written.append(path)
         while len(self.written) > self.keep_max:
@@ -254,8 +267,8 @@ class Checkpoints:
         Returns:
             float: the best score now.
         """
-        if not self.active or score <= best:
-            return max(score, best)
-        write_checkpoint(network, self.best_path, self.notes)
+        if not self.active or not score > best:     # NaN is never the best
+            return best
+        write_checkpoint(network.parameters_dict(), self.best_path, self.notes)
         LOGGER.info("AP %.4f is the best so far, saved %s", score, self.best_path)
         return score

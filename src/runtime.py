@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.model_utils.errors import UserError
+from src.model_utils.errors import UserError, first_line
 
 LOGGER = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ def prepare_process(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
     Returns:
         str: one line for the log.
     """
-    # Errors only: its warnings speak to developers of MindSpore.
-    os.environ.setdefault("GLOG_v", "3")
+    # Its own log speaks to developers of MindSpore; what users need comes as an exception.
+    os.environ.setdefault("GLOG_v", "4")
     for variable in ISA_VARIABLES:
         if os.environ.get(variable):
             return f"oneDNN instruction set: {variable}={os.environ[variable]}, as set in the environment"
@@ -79,7 +79,7 @@ def init_device(config) -> Device:
         raise UserError(f"device_target is {config.device_target}, but this MindSpore {ms.__version__} cannot use "
                         f"device {environment.device_id} of that kind. Use --device_target=CPU, or install the "
                         f"MindSpore package and driver for {config.device_target}. "
-                        f"MindSpore says: {str(error).splitlines()[0]}") from error
+                        f"MindSpore says: {first_line(error)}") from error
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(config.seed)
     if not config.run_distribute:

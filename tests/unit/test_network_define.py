@@ -117,13 +117,16 @@ def steps_of(step, samples):
 
 
 def train_data(samples, labels=None):
-    """A data set of one batch of two rows per sample, in order, with the columns of the real one."""
+    """A data set of one batch of two rows per sample, in order, with the columns of the real one.
+
+    The image ids of the batches are 100 and 101, 200 and 201, and so on.
+    """
     rows = []
     for k, (x, aim) in enumerate(samples):
         label = 1.0 if labels is None else labels[k]
-        for shift in np.float32([0.25, -0.25]):
-            rows.append((x + shift, np.ones(3, np.float32), aim + shift, np.float32(label), True))
-    names = ["image", "image_shape", "box", "label", "valid_num"]
+        for row, shift in enumerate(np.float32([0.25, -0.25])):
+            rows.append((x + shift, np.ones(3, np.float32), aim + shift, np.float32(label), True, 100 * (k + 1) + row))
+    names = ["image", "image_shape", "box", "label", "valid_num", "image_id"]
     return ds.GeneratorDataset(rows, names, shuffle=False, num_parallel_workers=1).batch(2, drop_remainder=True)
 
 
@@ -494,7 +497,7 @@ def test_checkpoints_can_be_read_by_others(config):
 def checkpoint(tmp_path):
     """A checkpoint in a folder of its own."""
     path = tmp_path / "folder" / "a.ckpt"
-    write_checkpoint(TinyDetector(), path)
+    write_checkpoint(TinyDetector().parameters_dict(), path)
     return path
 
 
@@ -509,7 +512,7 @@ def test_failed_write_keeps_the_old_file(checkpoint, monkeypatch, error):
 
     monkeypatch.setattr(ms, "save_checkpoint", fails)
     with pytest.raises((UserError, KeyboardInterrupt)) as caught:
-        write_checkpoint(TinyDetector(), checkpoint)
+        write_checkpoint(TinyDetector().parameters_dict(), checkpoint)
     assert caught.type is (KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError)
     if caught.type is UserError:
         assert str(checkpoint) in str(caught.value)
@@ -523,14 +526,14 @@ def test_failed_write_leaves_no_part_behind(checkpoint, monkeypatch):
 
     monkeypatch.setattr(ms, "save_checkpoint", fails)
     with pytest.raises(UserError, match="No space left"):
-        write_checkpoint(TinyDetector(), checkpoint)
+        write_checkpoint(TinyDetector().parameters_dict(), checkpoint)
     assert [path.name for path in checkpoint.parent.iterdir()] == ["a.ckpt"]
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/ckpt_0/a.ckpt"):
-        write_checkpoint(TinyDetector(), tmp_path / "file" / "ckpt_0" / "a.ckpt")
+        write_checkpoint(TinyDetector().parameters_dict(), tmp_path / "file" / "ckpt_0" / "a.ckpt")
 
 
 # Every child overwrites one checkpoint for ever: all values 1, all values 2, ... MindSpore is imported only once.
@@ -542,7 +545,7 @@ from src.convert_checkpoint import write_checkpoint
 
 def write(path, count):
     value = Tensor(np.full(100_000, count, np.float32))
-    write_checkpoint([{"name": f"backbone.p{k}", "data": value} for k in range(4)], path, {"epoch_num": count})
+    write_checkpoint({f"backbone.p{k}": value for k in range(4)}, path, {"epoch_num": count})
 
 for path in sys.argv[1:]:
     write(path, 1)
@@ -586,7 +589,7 @@ def test_checkpoint_survives_a_kill_at_any_moment(killed):
 
 def test_checkpoint_can_be_written_again_after_a_kill(killed):
     for path in killed[:5]:
-        write_checkpoint(TinyDetector(), path)
+        write_checkpoint(TinyDetector().parameters_dict(), path)
         np.testing.assert_array_equal(read_checkpoint(path)["rcnn.bias"].asnumpy(), BIAS)
 
 
@@ -700,15 +703,17 @@ def test_clipping_is_chosen_by_the_configuration(config):
 def test_nan_stops_training_and_spares_the_checkpoints(config):
     """The loss of the second step is the logarithm of -1."""
     old = Path(config.save_checkpoint_path) / "ckpt_0" / "faster_rcnn-1_2.ckpt"
-    write_checkpoint(TinyDetector(), old)
+    write_checkpoint(TinyDetector().parameters_dict(), old)
     before = old.read_bytes()
-    with pytest.raises(UserError, match="epoch: 1 step: 2"):
+    with pytest.raises(UserError, match="epoch: 1 step: 2") as error:
         train(LogDetector(), train_data(samples_of(2), labels=[1.0, -1.0]), config, CPU)
     assert old.read_bytes() == before
     assert saved_names(config) == [old.name]
     lines = Path("loss_0.log").read_text().splitlines()
     assert len(lines) == 2
     assert "rpn_loss: nan" in lines[1]
+    assert "200, 201" in str(error.value)       # the pictures of the batch
+    assert "100" not in str(error.value)
 
 
 def test_weights_that_are_not_finite_are_never_saved(config):

@@ -33,7 +33,7 @@ def test_encode_and_decode_equal_the_definition(means, stds):
 
 
 def test_decode_by_hand():
-    """Width x2 - x1 + 1: anchor 0..9 has 10 pixels, its centre at 4.5; dx = 0.5 moves it by 5, dw = log 2 doubles it."""
+    """Width x2 - x1 + 1: anchor 0..9 has 10 pixels, its centre at 4.5; dx = 0.5 moves it by 5, log 2 doubles it."""
     coder = BoxCoder((0,) * 4, (1,) * 4, CANVAS)
     anchor = tensor([[100, 200, 109, 219]])
     boxes = Graph(coder.decode)(anchor, tensor([[0.5, -0.25, np.log(2), np.log(0.5)]])).asnumpy()

@@ -149,7 +149,7 @@ def test_losses_are_sums_divided_by_256_per_image(num_pos):
 
 
 def test_gradients_by_hand():
-    """Of the sum of both: (sigmoid - label) / 512 at sampled anchors, the cut and scaled difference / 512 at positives."""
+    """(sigmoid - label) / 512 at sampled anchors; nine times the difference, cut at 1, / 512 at positives."""
     index, labels, valid, target_deltas = targets = random_targets(31, (128, 40))
     logits, deltas = random_outputs(32)
     losses = losses_of(targets)
