@@ -20,10 +20,12 @@ class BatchNorm(nn.BatchNorm2d):
     Args:
         num_features (int): channels.
         norm_eval (bool): use the running statistics in training too.
+        gamma_init (str): initial scale, "ones" or "zeros".
     """
 
-    def __init__(self, num_features: int, norm_eval: bool):
-        super().__init__(num_features, eps=1e-5, momentum=0.9, use_batch_statistics=False if norm_eval else None)
+    def __init__(self, num_features: int, norm_eval: bool, gamma_init: str = "ones"):
+        super().__init__(num_features, eps=1e-5, momentum=0.9, gamma_init=gamma_init,
+                         use_batch_statistics=False if norm_eval else None)
         # Statistics follow the data, no optimiser updates them.
         self.moving_mean.requires_grad = False
         self.moving_variance.requires_grad = False
@@ -54,7 +56,8 @@ class ResidualBlock(nn.Cell):
         self.conv2 = conv(width, width, 3, second)
         self.bn2 = BatchNorm(width, norm_eval)
         self.conv3 = conv(width, out_channels, 1)
-        self.bn3 = BatchNorm(out_channels, norm_eval)
+        # A block starts as its shortcut (Goyal et al. 2017, section 5.1): gradients of the first layers stay small.
+        self.bn3 = BatchNorm(out_channels, norm_eval, gamma_init="zeros")
         self.relu = nn.ReLU()
         self.down_sample = down_sample
         if down_sample:

@@ -382,11 +382,12 @@ def test_every_trainable_parameter_learns(loss_and_gradients):
 
 # --- published numbers of samples and proposals -----------------------------------------------------------------------
 
-@pytest.mark.parametrize("num_classes", [2, 81])
-def test_few_and_many_classes(num_classes):
+@pytest.mark.parametrize("num_classes, without_bg_loss", [(2, False), (81, True)])
+def test_few_and_many_classes(num_classes, without_bg_loss):
     """On a canvas with fewer anchors than proposals asked for; initial weights."""
     classes = ["background", *(f"class {number}" for number in range(1, num_classes))]
-    net = build_detector(config_of(classes=classes, test_nms_candidates=500))
+    net = build_detector(config_of(classes=classes, without_bg_loss=without_bg_loss,
+                                   test_nms_candidates=500))
     images = random_images(52)
     truth = ground_truth(num_classes)
     for _ in range(2):
