@@ -131,7 +131,9 @@ class ClassAwareNms(nn.Cell):
 
     def construct(self, boxes, labels, valid):
         num_boxes = boxes.shape[1]
-        earlier = Tensor(np.tril(np.ones((1, num_boxes, num_boxes)), -1), mstype.float32)
+        # Computed, not a constant: one of 16 MB would slow down compilation and swell exported files.
+        rank = ops.cast(ops.arange(num_boxes), mstype.float32)
+        earlier = ops.cast(ops.expand_dims(rank, 1) - ops.expand_dims(rank, 0) > 0, mstype.float32)
         overlap = ops.cast(pairwise_iou(boxes, boxes, extra_pixel=0) > self.iou_thr, mstype.float32)
         other_class = ops.abs(ops.expand_dims(labels, 2) - ops.expand_dims(labels, 1))
         suppresses = overlap * ops.relu(1.0 - other_class) * earlier

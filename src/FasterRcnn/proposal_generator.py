@@ -8,6 +8,9 @@ from mindspore import dtype as mstype
 from src.FasterRcnn.box_ops import BoxCoder, Nms
 from src.FasterRcnn.target_assign import take_rows
 
+# Below every logit.
+SUPPRESSED = -1e30
+
 
 class Proposal(nn.Cell):
     """Select the best boxes of every level, suppress overlaps inside the level, keep the best of all levels.
@@ -47,7 +50,7 @@ class Proposal(nn.Cell):
         boxes, scores = ops.concat(boxes, axis=1), ops.concat(scores, axis=1)
         available = min(self.max_num, scores.shape[1])
         best, index = self.top_k(scores, available)
-        mask = best > 0
+        mask = best > SUPPRESSED
         boxes = ops.where(ops.expand_dims(mask, 2), take_rows(boxes, index), ops.zeros((), mstype.float32))
         if available < self.max_num:
             padding = self.max_num - available
@@ -56,12 +59,12 @@ class Proposal(nn.Cell):
         return ops.stop_gradient(boxes), ops.stop_gradient(mask)
 
     def best_of_level(self, anchors, logits, deltas):
-        """Boxes (B, k, 4) and scores (B, k) of one level, best first; a suppressed box has score -1."""
+        """Boxes (B, k, 4) and logits (B, k) of one level, best first; suppressed boxes have logit SUPPRESSED."""
         batch, num_anchors = logits.shape
-        # float32 sigmoids of large logits are equal: rank by the logits themselves.
+        # Ranked by logits: float32 sigmoids of large ones are equal.
         best, index = self.top_k(ops.cast(logits, mstype.float32), min(self.nms_pre, num_anchors))
         deltas = ops.cast(take_rows(deltas, index), mstype.float32)
         boxes = self.coder.decode(ops.gather(anchors, index, 0), deltas)
         # No operator suppresses a batch at once, and one over all images would need the square of their boxes.
         keep = ops.stack([self.nms(boxes[image]) for image in range(batch)], axis=0)
-        return boxes, ops.where(keep, ops.sigmoid(best), ops.full_like(best, -1.0))
+        return boxes, ops.where(keep, best, ops.full_like(best, SUPPRESSED))

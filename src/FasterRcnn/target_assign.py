@@ -44,7 +44,7 @@ class RandomSample(nn.Cell):
 
     Args:
         count (int): slots per image.
-        seed (int): seed of the operator's own random stream.
+        seed (int): seed of the random stream, from 0.
 
     Inputs: candidates, Tensor (B, N) bool.
     Outputs: two Tensors (B, count): int32 candidate numbers, and bool, False in slots that stayed empty. Filled slots
@@ -54,7 +54,8 @@ class RandomSample(nn.Cell):
     def __init__(self, count: int, seed: int):
         super().__init__()
         self.count = count
-        self.uniform = ops.UniformReal(seed=seed)
+        # The operator takes 0 for "no seed".
+        self.uniform = ops.UniformReal(seed=seed + 1)
         self.top_k = ops.TopK(sorted=True)
 
     def construct(self, candidates):

@@ -76,8 +76,10 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         "warmup_step", "weight_decay", "draw_images", "device_id", "rank_id")),
     ("a number from 0 to 1", lambda value: 0 <= value <= 1, (
         "flip_ratio", "expand_ratio", "warmup_ratio", "test_score_thr", "test_iou_thr",
-        "neg_iou_thr", "pos_iou_thr", "min_pos_iou", "rpn_proposal_nms_thr", "rpn_nms_thr",
-        "neg_iou_thr_stage2", "pos_iou_thr_stage2", "min_pos_iou_stage2")),
+        "neg_iou_thr", "neg_iou_thr_stage2", "rpn_proposal_nms_thr", "rpn_nms_thr")),
+    # 0 would make positives of boxes that overlap nothing
+    ("a number greater than 0, up to 1", lambda value: 0 < value <= 1, (
+        "pos_iou_thr", "min_pos_iou", "pos_iou_thr_stage2", "min_pos_iou_stage2")),
     ("a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1, ("momentum",)),
     # numpy and MindSpore both take 32 bits
     ("a number from 0 to 4294967295", lambda value: 0 <= value < 2**32, ("seed",)),

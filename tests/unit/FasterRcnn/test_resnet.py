@@ -154,7 +154,7 @@ def test_gradient_reaches_what_is_not_fixed(frozen_stages, image):
 
 
 def test_initial_weights_are_he_normal():
-    """Standard deviation sqrt(2 / fan in); batch norm 1, 0 and statistics 0, 1."""
+    """Standard deviation sqrt(2 / fan in); batch norm 1, 0 (gamma of a block's last one 0) and statistics 0, 1."""
     net = ResNetFea(ResidualBlock, (1, 1, 1, 1), (64, 256, 128, 128), (256, 128, 128, 128))
     params = {param.name: param.asnumpy() for param in net.get_parameters()}
     for name, fan_in in {"conv1": 3 * 49, "layer1.0.conv3": 64, "layer2.0.conv_down_sample": 256,
@@ -162,4 +162,5 @@ def test_initial_weights_are_he_normal():
         np.testing.assert_allclose(params[f"{name}.weight"].std(), np.sqrt(2 / fan_in), rtol=0.05)
     for name, values in params.items():
         if "bn" in name:
-            assert np.all(values == (1 if name.endswith(("gamma", "moving_variance")) else 0)), name
+            one = name.endswith(("gamma", "moving_variance")) and not name.endswith("bn3.gamma")
+            assert np.all(values == one), name
