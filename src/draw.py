@@ -98,7 +98,7 @@ def draw_results(evaluator: "CocoEvaluator", read_image: Callable[[dict], np.nda
     Args:
         evaluator (CocoEvaluator): holds the detections, after `evaluate`.
         read_image (Callable): from an entry of the ground truth's `images` to its picture (H, W, 3) RGB.
-        output_dir (str | Path): made if missing; files are called IMAGE_ID_NAME.jpg.
+        output_dir (str | Path): made if missing; files are called IMAGE_ID_NAME.png.
         num_images (int): pictures to draw; more than there are draws all.
 
     Returns:
@@ -117,7 +117,7 @@ def draw_results(evaluator: "CocoEvaluator", read_image: Callable[[dict], np.nda
         found = evaluator.detections(image["id"])
         drawn = draw_detections(read_image(image), found.boxes_xyxy, found.labels, found.scores, class_names,
                                 gt_boxes=np.array(gt_boxes[image["id"]]))
-        name = f"{image['id']}_{Path(image['file_name']).stem}.jpg"
+        name = f"{image['id']}_{Path(image['file_name']).stem}.png"
         paths.append(write_image(Path(output_dir) / name, drawn))
     LOGGER.info("drew %d pictures into %s (dashed white: ground truth)", len(paths), output_dir)
     return paths

@@ -103,8 +103,8 @@ def test_results_of_the_first_pictures_are_drawn(tmp_path):
     boxes = np.array([[[400, 60, 600, 300, 0.9]]] * 3)
     evaluator.add([3, 5, 9], boxes, np.zeros((3, 1)), np.ones((3, 1)))
     paths = draw_results(evaluator, lambda image: grey(), tmp_path / "detections", 2)
-    assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["detections/5_a.jpg",
-                                                                         "detections/3_b.jpg"]
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["detections/5_a.png",
+                                                                         "detections/3_b.png"]
     first, second = (cv2.imread(str(path)).astype(int) for path in paths)
     assert np.abs(first[60:360, 50] - second[60:360, 50]).max() > 100      # only the first has a true box
     assert np.abs(second[180, 400] - class_colour(0)[::-1]).max() < 60     # both have the detection
