@@ -65,7 +65,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Parameter]:
         content, mark, _ = path.read_bytes().rpartition(CHECKSUM_MARK)
         _check_sizes(content if mark else path.read_bytes())
         entries = ms.load_checkpoint(str(path), crc_check=bool(mark))
-        _check_count(entries)
+        _check_whole(entries, has_checksum=bool(mark))
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         raise UserError(f"checkpoint {path} is damaged or no MindSpore checkpoint ({path.stat().st_size} bytes); copy "
                         f"or download it again. Reading it says: {first_line(error)}") from error
@@ -91,10 +91,14 @@ def _check_sizes(data: bytes) -> None:
             raise ValueError(f"{name} holds {stored[name]} bytes, its shape needs {size}")
 
 
-def _check_count(entries: Mapping) -> None:
-    """A file of ours begins with the number of entries that follow: one cut between two would load in silence."""
-    if META_COUNT in entries and len(entries) - 1 != int(entries[META_COUNT].asnumpy()):
-        raise ValueError(f"{len(entries) - 1} of {int(entries[META_COUNT].asnumpy())} entries are there")
+def _check_whole(entries: Mapping, has_checksum: bool) -> None:
+    """A file of ours begins with the number of entries that follow and ends with a checksum, so a cut shows."""
+    if META_COUNT not in entries:
+        return
+    expected = int(entries[META_COUNT].asnumpy())
+    if len(entries) - 1 != expected or not has_checksum:
+        raise ValueError(f"{len(entries) - 1} of {expected} entries are there, and the checksum "
+                         f"{'is' if has_checksum else 'is not'}")
 
 
 def network_parameters(entries: Mapping[str, Parameter]) -> dict[str, Parameter]:
