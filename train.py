@@ -39,20 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluation(config, network):
     """A function that evaluates the network as it is and returns its AP."""
-    from src.dataset import category_ids, coco_ground_truth, create_eval_dataset, ensure_mindrecord
-    from src.util import CocoEvaluator, DetectionCell, dataset_name, evaluate
+    from src.evaluation import Evaluation
+    from src.util import DetectionCell
 
-    records = ensure_mindrecord(config, training=False)
-    ground_truth = coco_ground_truth(config)
+    data = Evaluation(config)
     # Built once: a graph is compiled for every cell.
     cell = DetectionCell(network)
-
-    def run_evaluation() -> float:
-        evaluator = CocoEvaluator(ground_truth, category_ids(config, ground_truth), dataset_name(config))
-        evaluate(cell, create_eval_dataset(config, records), evaluator, batch_size=config.test_batch_size)
-        return evaluator.summarize(config.eval_output_path)["AP"]
-
-    return run_evaluation
+    return lambda: data.score(cell)["AP"]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         Path: the file written.
 
     Raises:
-        UserError: the file cannot be written; names the path, the reason and the free space.
+        UserError: the file cannot be written; names the path, the reason and the free space. ``write`` may raise its
+            own, for what it finds wrong with the content.
     """
     path = Path(path)
     partial = path.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{path.name}")
@@ -36,9 +37,10 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
             os.fsync(stream.fileno())
         partial.replace(path)
     except (OSError, RuntimeError, ValueError) as error:
+        raise cannot_write(path, error) from error
+    finally:
         for leftover in path.parent.glob(f"{partial.name}*"):
             leftover.unlink()
-        raise cannot_write(path, error) from error
     return path
 
 

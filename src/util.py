@@ -6,7 +6,6 @@ one model gives one figure whichever way it is run. Size letters: B images, D de
 import contextlib
 import io
 import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,10 +18,10 @@ import numpy as np
 from mindspore import nn
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tqdm import tqdm
 
 from src.files import write_json
 from src.model_utils.errors import UserError
+from src.progress import with_progress
 
 LOGGER = logging.getLogger(__name__)
 
@@ -33,7 +32,6 @@ RESULTS_FILE = "results.bbox.json"
 METRICS_FILE = "metrics.json"
 COCO_FOLDER_NAMES = ("coco", "coco2017")
 _MAX_IDS_SHOWN = 5            # in error messages
-_PLAIN_PROGRESS_LINES = 10    # progress lines where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -364,9 +362,11 @@ def _feed(predict: Predictor, dataset: ms.dataset.Dataset, evaluator: CocoEvalua
     num_truncated, num_images, first_batch_seconds = 0, 0, 0.0
     start = time.perf_counter()
     batches = dataset.create_dict_iterator(num_epochs=1, output_numpy=True)
-    for batch in _with_progress(batches, dataset.get_dataset_size(), progress):
+    if progress:
+        batches = with_progress(batches, dataset.get_dataset_size(), "evaluation", "batch")
+    for batch in batches:
         rows = len(batch["image_id"])
-        outputs = predict(*(_filled_up(batch[column], batch_size) for column in ("image", "image_shape")))
+        outputs = predict(*(filled_up(batch[column], batch_size) for column in ("image", "image_shape")))
         boxes, labels, mask = (output[:rows] for output in outputs[:3])
         evaluator.add(batch["image_id"].reshape(-1), boxes, labels, mask)
         if len(outputs) > 3:
@@ -382,24 +382,12 @@ def _feed(predict: Predictor, dataset: ms.dataset.Dataset, evaluator: CocoEvalua
                        "results", num_truncated, num_images, evaluator.max_detections)
 
 
-def _filled_up(array: np.ndarray, batch_size: int) -> np.ndarray:
+def filled_up(array: np.ndarray, batch_size: int) -> np.ndarray:
     """Repeat the last row until there are `batch_size` rows."""
     missing = batch_size - len(array)
     if missing <= 0:
         return array
     return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
-
-
-def _with_progress(batches: Iterable, num_batches: int, progress: bool) -> Iterable:
-    """The batches, with a bar on a terminal or about ten log lines elsewhere."""
-    if progress and sys.stderr.isatty():
-        yield from tqdm(batches, total=num_batches, desc="evaluation", unit="batch")
-        return
-    every = max(1, -(-num_batches // _PLAIN_PROGRESS_LINES))
-    for number, batch in enumerate(batches, start=1):
-        yield batch
-        if progress and number % every == 0:
-            LOGGER.info("evaluation: %d of %d batches", number, num_batches)
 
 
 def _log_speed(num_images: int, batch_size: int, seconds: float, first_batch_seconds: float) -> None:

@@ -297,6 +297,8 @@ class _Export:
     file_name: str
     file_format: str
     ckpt_file: str
+    onnx_precision: str
+    calibration_images: int
 
 
 @dataclass(frozen=True, kw_only=True)

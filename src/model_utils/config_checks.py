@@ -70,7 +70,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         "rpn_proposal_nms_pre", "rpn_proposal_max_num", "rpn_nms_pre", "rpn_max_num",
         "roi_align_finest_scale", "rcnn_fc_out_channels", "test_max_per_img", "test_nms_candidates",
         "test_batch_size", "base_lr", "loss_scale", "grad_clip_norm", "batch_size", "epoch_size",
-        "save_checkpoint_epochs", "keep_checkpoint_max", "log_interval", "interval", "device_num")),
+        "save_checkpoint_epochs", "keep_checkpoint_max", "log_interval", "interval", "device_num",
+        "calibration_images")),
     ("0 or more", lambda value: value >= 0, (
         "rpn_loss_cls_weight", "rpn_loss_reg_weight", "rcnn_loss_cls_weight", "rcnn_loss_reg_weight",
         "warmup_step", "weight_decay", "draw_images", "device_id", "rank_id")),

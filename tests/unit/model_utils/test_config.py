@@ -19,7 +19,8 @@ PUBLISHED = SHARED / "config-defaults.json"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_file(), reason=f"the published defaults are not at {PUBLISHED}")
 OWN_KEYS = {
     "frozen_stages": 1, "norm_eval": True, "stem_pool_pad": "same", "seed": 1, "milestones": [8, 11],
-    "grad_clip_norm": 1.0, "test_nms_candidates": 2000, "log_interval": 1, "ignore_unknown": False,
+    "grad_clip_norm": 1.0, "test_nms_candidates": 2000, "log_interval": 1,
+    "onnx_precision": "float32", "calibration_images": 64, "ignore_unknown": False,
     "skip_bad_images": False, "eval_output_path": "./", "draw_images": 0,
 }
 

@@ -1,0 +1,37 @@
+"""Score an exported ONNX file on a data set with ONNX Runtime: the twelve COCO figures, as eval.py gives them.
+
+    python eval_onnx.py --file_name=faster_rcnn.onnx --coco_root=COCO2017 --anno_path=instances_val2017.json \
+        --mindrecord_dir=MindRecord --device_target=CPU --backbone=resnet_v1.5_50
+
+Classes and sizes come from the file; flags may repeat them but not contradict.
+"""
+import logging
+import sys
+from collections.abc import Sequence
+
+from src.runtime import prepare_process, run
+
+LOGGER = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate as the command line says; returns the exit code 0."""
+    prepare_process()          # before anything imports MindSpore
+    from src.evaluation import Evaluation
+    from src.model_file import load_model
+    from src.model_utils.config import describe, load_config
+    from src.model_utils.errors import UserError
+
+    config = load_config(argv)
+    for line in describe(config):
+        LOGGER.info(line)
+    if not config.file_name.endswith(".onnx"):
+        raise UserError(f"file_name is {config.file_name}: expected an ONNX file, such as "
+                        "--file_name=faster_rcnn.onnx; checkpoints and MINDIR files are for eval.py")
+    model = load_model(config.file_name, config)
+    Evaluation(model.info.configuration(config)).score(model)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,34 @@
+"""Export a trained detector as MINDIR, AIR or ONNX.
+
+    python export.py --config_path=default_config.yaml --ckpt_file=faster_rcnn.ckpt --device_target=CPU \
+        --file_format=ONNX --backbone=resnet_v1.5_50 --file_name=faster_rcnn
+
+MINDIR and AIR files take batches of `test_batch_size`, ONNX files any number of pictures. The file is loaded again and
+compared with the network before it takes its name.
+"""
+import logging
+import sys
+from collections.abc import Sequence
+
+from src.runtime import prepare_process, run
+
+LOGGER = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export as the command line says; returns the exit code 0."""
+    prepare_process()          # before anything imports MindSpore
+    from src.exporter import export_detector
+    from src.model_utils.config import describe, load_config
+    from src.runtime import init_device
+
+    config = load_config(argv)
+    for line in describe(config):
+        LOGGER.info(line)
+    init_device(config)
+    export_detector(config)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,76 @@
+"""Detect objects in pictures or videos: drawn copies, and every detection in a JSON or CSV file.
+
+    python predict.py --model=faster_rcnn.ckpt --input=photos --score_thr=0.5
+    python predict.py --model=faster_rcnn.onnx --input='photos/**/*.jpg' --results=csv
+    python predict.py --model=faster_rcnn.mindir --input=street.mp4
+"""
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.runtime import prepare_process, run
+
+LOGGER = logging.getLogger(__name__)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Split the command line into the flags of this program and those of the configuration."""
+    parser = argparse.ArgumentParser(
+        prog="predict.py", allow_abbrev=False, description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="All other flags are those of the configuration, see python train.py --help. A .ckpt needs those it was "
+               "trained\nwith, such as --backbone, --img_width, --img_height and --coco_classes, or --config_path. The "
+               "device is the CPU unless\n--device_target says otherwise.")
+    parser.add_argument("--model", required=True, metavar="FILE", help="The detector: a .ckpt, .onnx or .mindir file.")
+    parser.add_argument("--input", required=True, metavar="WHAT",
+                        help="A picture; a video, told by its suffix; a folder, of which all pictures are taken but "
+                             "not those of folders in it; or a pattern in quotes, such as 'photos/**/*.jpg'.")
+    parser.add_argument("--output_dir", default="predictions", metavar="FOLDER",
+                        help="Where drawn copies and results go. It is made if it does not exist, files of the same "
+                             "names are replaced, and it may not hold the inputs. (default: %(default)s)")
+    parser.add_argument("--score_thr", type=_score, default=0.5, metavar="SCORE",
+                        help="Detections with a lower score are neither drawn nor listed. Below the threshold inside "
+                             "the model (test_score_thr, 0.05) it changes nothing. (default: %(default)s)")
+    parser.add_argument("--results", choices=("json", "csv"), default="json",
+                        help="The kind of file that lists the detections. (default: %(default)s)")
+    parser.add_argument("--picture_format", choices=("jpg", "png"), default="jpg",
+                        help="The format of drawn pictures; videos become MP4 without sound. (default: %(default)s)")
+    return parser.parse_known_args(argv)
+
+
+def _score(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Detect as the command line says; returns the exit code 0 when at least one picture could be read."""
+    prepare_process()          # before anything imports MindSpore
+    arguments, flags = parse_arguments(argv)
+    from src.files import check_writable
+    from src.model_file import load_model
+    from src.model_utils.config import load_config
+    from src.picture_sources import find_inputs, output_paths
+    from src.prediction import Predictor
+    from src.runtime import init_device
+
+    config = load_config(flags)
+    if "device_target" not in config.command_line:
+        config = load_config([*flags, "--device_target=CPU"])
+    inputs = find_inputs(arguments.input)
+    targets = output_paths(inputs, Path(arguments.output_dir), f".{arguments.picture_format}")
+    output_dir = check_writable(arguments.output_dir)
+    init_device(config)
+    predictor = Predictor(load_model(arguments.model, config), output_dir, arguments.score_thr)
+    predictor.run(inputs, targets)
+    results = predictor.write_results(arguments.results)
+    LOGGER.info("%s; drawn copies in %s, results in %s", predictor.summary(), output_dir, results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

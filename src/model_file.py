@@ -1,0 +1,250 @@
+"""A detector as a file, in any of its formats, behind one call: checkpoint, ONNX or MINDIR.
+
+Exported files carry notes about themselves (:class:`ModelInfo`), so that whoever holds one needs no configuration.
+"""
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from google.protobuf.message import DecodeError
+from mindspore import nn
+
+from src.convert_checkpoint import META_CLASSES, load_detector, read_checkpoint
+from src.FasterRcnn import build_detector
+from src.model_utils.config import Config
+from src.model_utils.errors import UserError, first_line
+from src.transforms import PIXEL_MEAN, PIXEL_STD, Canvas
+from src.util import DetectionCell, filled_up
+
+LOGGER = logging.getLogger(__name__)
+
+# ONNX Runtime's name of each kind of device.
+PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
+# What is the same in every file, for programs of others that read one.
+CONVENTIONS = {
+    "colour_order": "RGB", "layout": "NCHW", "pixel_mean": list(PIXEL_MEAN), "pixel_std": list(PIXEL_STD),
+    "padding": "0 at the right and bottom, before normalisation",
+    "image_shape": "height and width of the picture, scale_h, scale_w",
+    "boxes": "x1 y1 x2 y2 in pixels of the picture, score", "labels": "0 is the first of class_names",
+}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a detector's file says of itself.
+
+    Attributes:
+        class_names (tuple[str, ...]): foreground classes; label k is ``class_names[k]``.
+        canvas (Canvas): the network's input size and how pictures are brought to it.
+        backbone (str): as in the configuration.
+        score_thr, iou_thr (float): thresholds of the detections inside.
+        max_per_img (int): rows of the outputs, D.
+        precision (str): of the weights: float32, float16 or int8.
+    """
+
+    class_names: tuple[str, ...]
+    canvas: Canvas
+    backbone: str
+    score_thr: float
+    iou_thr: float
+    max_per_img: int
+    precision: str = "float32"
+
+    @classmethod
+    def from_config(cls, config: Config, precision: str = "float32") -> "ModelInfo":
+        """The description of the detector that a configuration builds."""
+        return cls(config.class_names, Canvas(config.img_width, config.img_height, config.keep_ratio), config.backbone,
+                   config.test_score_thr, config.test_iou_thr, config.test_max_per_img, precision)
+
+    def notes(self) -> dict[str, str]:
+        """Keys and JSON texts as exported files carry them; versions and conventions besides."""
+        versions = {package: version(package) for package in ("mindspore", "onnx")}
+        values = dataclasses.asdict(self) | CONVENTIONS | {"versions": versions}
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+
+    @classmethod
+    def from_notes(cls, notes: Mapping[str, str], path: Path) -> "ModelInfo":
+        """Read the notes of an exported file.
+
+        Raises:
+            UserError: a note is missing or cannot be read.
+        """
+        try:
+            values = {field.name: json.loads(notes[field.name]) for field in dataclasses.fields(cls)}
+            values["canvas"] = Canvas(**values["canvas"])
+            return cls(**values | {"class_names": tuple(values["class_names"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: its notes about classes and sizes are missing or damaged ({error!r}); export the "
+                            "checkpoint again with export.py") from error
+
+    def configuration(self, config: Config) -> Config:
+        """The configuration with the classes and sizes of the file.
+
+        Args:
+            config (Config): of the run; what its command line states must agree with the file.
+
+        Raises:
+            UserError: a flag contradicts the file.
+        """
+        stated = {"coco_classes": ("background", *self.class_names), "num_classes": len(self.class_names) + 1,
+                  "img_width": self.canvas.width, "img_height": self.canvas.height,
+                  "keep_ratio": self.canvas.keep_ratio, "test_max_per_img": self.max_per_img}
+        for key in sorted(stated.keys() & config.command_line):
+            if getattr(config, key) != stated[key]:
+                raise UserError(f"--{key} is {getattr(config, key)}, but the model was exported with {stated[key]}; "
+                                f"leave --{key} out or export another model")
+        return dataclasses.replace(config, **stated)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A detector that is ready to run.
+
+    Attributes:
+        path (Path): its file.
+        info (ModelInfo): classes, sizes, thresholds.
+        batch_size (int | None): pictures per call; fewer are filled up. None: any number.
+        run (Callable): images and metadata, as in ``__call__``, to the outputs.
+    """
+
+    path: Path
+    info: ModelInfo
+    batch_size: int | None
+    run: Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
+
+    def __call__(self, images: np.ndarray, metas: np.ndarray) -> list[np.ndarray]:
+        """Detect.
+
+        Args:
+            images (np.ndarray): (B, 3, H, W) float32, normalised canvases (`src.transforms.evaluation_input`).
+            metas (np.ndarray): (B, 4) float32: height and width of the picture, scale_h, scale_w.
+
+        Returns:
+            list of arrays: boxes (B, D, 5) float32 xyxy in pixels of the picture and score, labels (B, D, 1) int32,
+            mask (B, D, 1) bool; a checkpoint adds truncated (B,) bool, see ``src.FasterRcnn.rcnn.BoxPredictor``.
+
+        Raises:
+            UserError: shape or type of an input is not the model's.
+        """
+        canvas = self.info.canvas
+        self._check_input("image", images, (3, canvas.height, canvas.width))
+        self._check_input("image metadata", metas, (4,))
+        num_images = len(images)
+        if len(metas) != num_images or num_images > (self.batch_size or num_images):
+            raise UserError(f"{self.path}: {num_images} images with {len(metas)} rows of metadata; expected as many of "
+                            f"both, {f'up to {self.batch_size}' if self.batch_size else 'any number'}")
+        if self.batch_size:
+            images, metas = filled_up(images, self.batch_size), filled_up(metas, self.batch_size)
+        return [output[:num_images] for output in self.run(images, metas)]
+
+    def _check_input(self, what: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+        if array.shape[1:] != shape or array.dtype != np.float32 or array.ndim != len(shape) + 1:
+            raise UserError(f"{self.path}: the {what} is {array.dtype} {array.shape}; expected float32 "
+                            f"(B, {', '.join(map(str, shape))})")
+
+
+def load_model(path: str | Path, config: Config) -> Model:
+    """Load a detector for inference.
+
+    Args:
+        path (str | Path): a checkpoint (.ckpt), or what export.py has written (.onnx, .mindir).
+        config (Config): says what a checkpoint leaves open (canvas, thresholds, `test_batch_size`, and the classes of
+            checkpoints that do not note them), and the device of an ONNX file.
+
+    Returns:
+        Model: call it with pictures.
+
+    Raises:
+        UserError: no such file, another kind of file, damaged, or contradicting the command line.
+    """
+    model = open_model(Path(path), config)
+    info = model.info
+    LOGGER.info("loaded %s: %s weights, %d classes, canvas %d x %d, %s", path, info.precision, len(info.class_names),
+                info.canvas.width, info.canvas.height,
+                f"batches of {model.batch_size}" if model.batch_size else "batches of any size")
+    return model
+
+
+def open_model(path: Path, config: Config) -> Model:
+    """`load_model` without a line in the log."""
+    loaders = {".ckpt": _load_checkpoint, ".onnx": _load_onnx, ".mindir": _load_mindir}
+    if path.suffix.lower() not in loaders:
+        raise UserError(f"model {path}: expected a file that ends in {', '.join(loaders)}")
+    if not path.is_file():
+        raise UserError(f"model {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file that "
+                        f"ends in {', '.join(loaders)}")
+    model = loaders[path.suffix.lower()](path, config)
+    model.info.configuration(config)        # refuses flags that contradict the file
+    return model
+
+
+def cell_runner(cell: nn.Cell) -> Callable[[np.ndarray, np.ndarray], list[np.ndarray]]:
+    """Arrays in, arrays out around a cell."""
+    def run(images: np.ndarray, metas: np.ndarray) -> list[np.ndarray]:
+        return [output.asnumpy() for output in cell(ms.Tensor(images), ms.Tensor(metas))]
+    return run
+
+
+def network_model(network: nn.Cell, config: Config, path: Path) -> Model:
+    """A network in memory as a model; it is put into evaluation mode."""
+    cell = DetectionCell(network)
+    cell.set_train(False)
+    return Model(path, ModelInfo.from_config(config), config.test_batch_size, cell_runner(cell))
+
+
+def _load_checkpoint(path: Path, config: Config) -> Model:
+    noted = read_checkpoint(path).get(META_CLASSES)
+    if noted and "coco_classes" not in config.command_line:
+        classes = tuple(noted.split(","))
+        config = dataclasses.replace(config, coco_classes=classes, num_classes=len(classes))
+    return network_model(load_detector(build_detector(config), path), config, path)
+
+
+# ---- ONNX ----------------------------------------------------------------------------------------------------
+
+def _load_onnx(path: Path, config: Config) -> Model:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    provider = PROVIDERS[config.device_target]
+    if provider not in onnxruntime.get_available_providers():
+        raise UserError(f"device_target is {config.device_target}, but this ONNX Runtime {onnxruntime.__version__} has "
+                        f"only {', '.join(onnxruntime.get_available_providers())}. Use --device_target=CPU, or install "
+                        f"the ONNX Runtime package for {config.device_target}")
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=[provider])
+    except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented,
+            state.RuntimeException) as error:
+        raise UserError(f"{path} is damaged or no ONNX file that ONNX Runtime {onnxruntime.__version__} can run: "
+                        f"{first_line(error)}") from error
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 2 or len(outputs) != 3:
+        raise UserError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; expected image and image "
+                        "metadata in, boxes, labels and mask out. Is it a detector?")
+    info = ModelInfo.from_notes(session.get_modelmeta().custom_metadata_map, path)
+    names = [value.name for value in inputs]
+    batch_size = inputs[0].shape[0]
+    return Model(path, info, batch_size if isinstance(batch_size, int) else None,
+                 lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True))))
+
+
+# ---- MINDIR --------------------------------------------------------------------------------------------------
+
+def _load_mindir(path: Path, config: Config) -> Model:
+    from mindspore.train.mind_ir_pb2 import ModelProto
+
+    content = ModelProto()
+    try:
+        content.ParseFromString(path.read_bytes())
+        cell = nn.GraphCell(ms.load(str(path)))
+    except (DecodeError, RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged or no MINDIR file: {first_line(error)}") from error
+    info = ModelInfo.from_notes(content.user_info, path)
+    batch_size = content.graph.input[0].tensor[0].dims[0]
+    return Model(path, info, batch_size, cell_runner(cell))

@@ -1,0 +1,89 @@
+"""What a user names as input, a picture, a folder, a pattern or a video, as a list of files in natural order."""
+import glob
+import re
+from collections.abc import Iterable, Sequence
+from itertools import count
+from pathlib import Path
+
+from src.model_utils.errors import UserError
+
+PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+
+
+def find_inputs(what: str) -> list[Path]:
+    """The files that an input stands for.
+
+    Args:
+        what (str): a file of any name; or a folder, of which the pictures are taken and not those of folders in
+            it; or a pattern with * ? [], in which ** goes through folders, of which all files are taken.
+
+    Returns:
+        list[Path]: at least one file, in natural order: 2.jpg before 10.jpg.
+
+    Raises:
+        UserError: there is no such file, or the folder holds no pictures, or the pattern fits no file.
+    """
+    path = Path(what)
+    if what and path.is_file():           # also where the name holds the signs of a pattern
+        return [path]
+    if what and path.is_dir():
+        files = [file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES
+                 and not file.name.startswith(".") and file.is_file()]
+        if not files:
+            raise UserError(f"the folder {what} holds no pictures ({' '.join(PICTURE_SUFFIXES)}); folders in it are "
+                            f"not looked into, for them give a pattern: '{what}/**/*.jpg'")
+        return sorted(files, key=natural_key)
+    files = [Path(name) for name in glob.glob(what, recursive=True) if Path(name).is_file()]  # noqa: PTH207
+    if not files:
+        raise UserError(f"--input={what}: there is no such file or folder, and as a pattern it fits no file")
+    return sorted(files, key=natural_key)
+
+
+def natural_key(path: Path) -> tuple[list[str | int], str]:
+    """Sort key by which numbers in a path count as numbers and upper case as lower case."""
+    words = re.split(r"(\d+)", str(path).lower())            # every second one is a number
+    return [int(word) if index % 2 else word for index, word in enumerate(words)], str(path)
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is read as a video: its suffix says so."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def output_paths(inputs: Sequence[Path], output_dir: Path, picture_suffix: str) -> list[Path]:
+    """Where the drawn copy of every input goes: its name with a new suffix, numbered where two would be the same.
+
+    Args:
+        inputs (Sequence[Path]): pictures and videos.
+        output_dir (Path): the folder of all outputs.
+        picture_suffix (str): of drawn pictures, ".png" or ".jpg"; drawn videos are .mp4.
+
+    Returns:
+        list[Path]: one for every input, all different: a.jpg and a.png become a.png and a_2.png.
+
+    Raises:
+        UserError: an input lies in `output_dir`, where it could be overwritten.
+    """
+    _check_apart(inputs, output_dir)
+    taken: set[str] = set()
+    paths = []
+    for source in inputs:
+        suffix = ".mp4" if is_video(source) else picture_suffix
+        name = next(name for name in _candidates(source.stem, suffix) if name.lower() not in taken)
+        taken.add(name.lower())           # some file systems do not tell A.png from a.png
+        paths.append(output_dir / name)
+    return paths
+
+
+def _candidates(stem: str, suffix: str) -> Iterable[str]:
+    yield f"{stem}{suffix}"
+    yield from (f"{stem}_{number}{suffix}" for number in count(2))
+
+
+def _check_apart(inputs: Sequence[Path], output_dir: Path) -> None:
+    folder = output_dir.resolve()
+    for source in inputs:
+        if folder in (source.parent.resolve(), source.resolve().parent):
+            raise UserError(f"the output folder {output_dir} holds the input {source.name}, which must not be "
+                            "overwritten; give another one as --output_dir")

@@ -1,0 +1,105 @@
+"""predict.py as a user runs it: a checkpoint of random weights, generated pictures, a video, and mistakes."""
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import mindspore as ms
+import numpy as np
+import pytest
+
+from src.convert_checkpoint import META_BACKBONE, META_CLASSES, write_checkpoint
+from src.FasterRcnn import build_detector
+from src.model_utils.config import load_config
+from src.sample_data import SampleSpec, make_sample_data
+from tests.helpers import REPO_ROOT
+
+NUM_PICTURES, NUM_FRAMES = 3, 5
+CLASSES = ("disc", "square", "star")
+# A small canvas and few proposals. Random weights detect something everywhere, above this threshold.
+OPTIONS = ("--img_width=128", "--img_height=64", "--rpn_nms_pre=50", "--rpn_max_num=50",
+           "--test_score_thr=0.02")
+
+
+def predict(*arguments, cwd):
+    """Run predict.py with no terminal."""
+    environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}
+    return subprocess.run([sys.executable, REPO_ROOT / "predict.py", *arguments], cwd=cwd, env=environment, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures, a film of them, a bad picture, and a checkpoint that notes its classes."""
+    folder = tmp_path_factory.mktemp("predict")
+    make_sample_data(folder / "data", SampleSpec(num_train=NUM_PICTURES, num_val=1))
+    (folder / "data" / "train2017").rename(folder / "photos")
+    pictures = [cv2.imread(str(path)) for path in sorted((folder / "photos").iterdir())]
+    writer = cv2.VideoWriter(str(folder / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, pictures[0].shape[1::-1])
+    for number in range(NUM_FRAMES):
+        writer.write(pictures[number % NUM_PICTURES])
+    writer.release()
+    (folder / "photos" / "bad.jpg").write_text("no picture")
+    ms.set_seed(1)
+    config = load_config([*OPTIONS, f"--coco_classes={['background', *CLASSES]}", "--device_target=CPU"])
+    write_checkpoint(build_detector(config).parameters_dict(), folder / "random.ckpt",
+                     {META_CLASSES: ",".join(config.coco_classes), META_BACKBONE: config.backbone})
+    return folder
+
+
+def test_a_folder_of_pictures(folder):
+    done = predict("--model=random.ckpt", "--input=photos", "--score_thr=0.02", *OPTIONS, cwd=folder)
+    assert done.returncode == 0, done.stdout
+    content = json.loads((folder / "predictions" / "predictions.json").read_text())
+    assert (content["model"], content["class_names"], content["score_thr"]) == ("random.ckpt", list(CLASSES), 0.02)
+    assert len(content["pictures"]) == NUM_PICTURES
+    for entry in content["pictures"]:
+        height, width = cv2.imread(str(folder / entry["picture"])).shape[:2]
+        assert (entry["width"], entry["height"]) == (width, height)
+        drawn = cv2.imread(str(folder / entry["drawn"]))
+        assert drawn.shape[0] / drawn.shape[1] == pytest.approx(height / width, abs=0.01)
+        assert 0 < len(entry["detections"]) <= 100
+        assert all(found["name"] == CLASSES[found["label"]] for found in entry["detections"])
+        scores = [found["score"] for found in entry["detections"]]
+        assert scores == sorted(scores, reverse=True) and min(scores) >= 0.02
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 1 and "photos/bad.jpg: is not a picture" in warnings[0]
+    num_detections = sum(len(entry["detections"]) for entry in content["pictures"])
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"{NUM_PICTURES} pictures and frames, {num_detections} detections (")
+    assert last.endswith("1 input skipped; drawn copies in predictions, results in predictions/predictions.json")
+
+
+def test_a_video_into_a_table(folder):
+    done = predict("--model=random.ckpt", "--input=film.mp4", "--score_thr=0.02", "--results=csv", "--output_dir=drawn",
+                   *OPTIONS, cwd=folder)
+    assert done.returncode == 0, done.stdout
+    with (folder / "drawn" / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["frame"] for row in rows} == {str(number) for number in range(NUM_FRAMES)}
+    capture = cv2.VideoCapture(str(folder / "drawn" / "film.mp4"))
+    assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (NUM_FRAMES, 5)
+    original = cv2.VideoCapture(str(folder / "film.mp4")).read()[1]
+    first = cv2.resize(capture.read()[1], original.shape[1::-1])
+    assert np.abs(first.astype(int) - original).max() > 60                 # something is drawn
+    assert np.abs(first.astype(int) - original).mean() < 60                # on that picture
+    assert sorted(path.name for path in (folder / "drawn").iterdir()) == ["film.mp4", "predictions.csv"]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (["--input=missing.jpg"], 1, "--input=missing.jpg: there is no such file or folder"),
+    (["--input=photos", "--output_dir=photos"], 1, "photos holds the input"),
+    (["--input=photos", "--img_widht=128"], 1, "unknown flag --img_widht. Did you mean img_width"),
+    (["--input=photos", "--model=missing.ckpt"], 1, "missing.ckpt does not exist"),
+    (["--input=photos", "--model=photos/bad.jpg"], 1, "photos/bad.jpg"),
+    (["--input=photos", "--score_thr=1.5"], 2, "1.5 is not between 0 and 1"),
+    (["--input=photos/bad.jpg", *OPTIONS], 1, "1 input and none that could be read"),
+])
+def test_mistakes_end_with_one_message(folder, tmp_path, arguments, code, message):
+    done = predict("--model=random.ckpt", f"--output_dir={tmp_path / 'out'}", *arguments, cwd=folder)
+    assert done.returncode == code, done.stdout
+    assert message in done.stdout.splitlines()[-1]
+    assert "Traceback" not in done.stdout
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
