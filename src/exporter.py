@@ -24,6 +24,7 @@ SAME_PIXELS = 1.0
 SAME_SCORE = 0.02
 # Rounding may swap the last of many equally weak candidates; a wrong graph loses most of them.
 MIN_AGREEMENT = 0.9
+GENERATED, BLACK = "generated picture", "black picture"
 
 
 def export_detector(config: Config) -> Path:
@@ -147,7 +148,7 @@ def compare_detections(expected: Detections, found: Detections) -> Difference:
 
 
 def sample_pictures(canvas_height: int, canvas_width: int) -> dict[str, np.ndarray]:
-    """Two pictures (h, w, 3) uint8 to try a model on: coloured shapes on noise, and a black one without anything."""
+    """Two pictures (h, w, 3) uint8 to try a model on: coloured shapes on faint noise, and a black one."""
     rng = np.random.default_rng(0)
     height, width = canvas_height * 3 // 4, canvas_width
     generated = rng.integers(90, 130, (height, width, 3), np.uint8)
@@ -155,7 +156,7 @@ def sample_pictures(canvas_height: int, canvas_width: int) -> dict[str, np.ndarr
         x1, y1 = rng.integers(0, width * 3 // 4), rng.integers(0, height * 3 // 4)
         w, h = rng.integers(width // 20, width // 4), rng.integers(height // 20, height // 4)
         generated[y1:y1 + h, x1:x1 + w] = rng.integers(0, 256, 3, np.uint8)
-    return {"generated picture": generated, "black picture": np.zeros((height, width, 3), np.uint8)}
+    return {GENERATED: generated, BLACK: np.zeros((height, width, 3), np.uint8)}
 
 
 def _check(model: Model, reference: Model, exact: bool) -> None:
@@ -169,7 +170,9 @@ def _check(model: Model, reference: Model, exact: bool) -> None:
         LOGGER.info("%s: network %d detections, file %d, %d in common; largest difference among these: box %.2g px, "
                     "score %.2g", name, difference.num_expected, difference.num_found, difference.num_same,
                     difference.box, difference.score)
-        if exact and difference.agreement < MIN_AGREEMENT:
+        # Where the black picture has detections, thousands of places score exactly alike: rounding decides among them.
+        has_ties = name == BLACK and difference.num_expected > 0
+        if exact and not has_ties and difference.agreement < MIN_AGREEMENT:
             raise UserError(f"nothing is written: the {model.path.suffix} file detects something else than the "
                             f"network; on the {name} only {difference.num_same} of {difference.num_expected} "
                             "detections agree. Weights that have not learnt yet have many equal scores; train first, "

@@ -115,7 +115,7 @@ class Predictor:
         start = time.perf_counter()
         jobs = list(zip(inputs, targets, strict=True))
         pictures = [(source, target) for source, target in jobs if not is_video(source)]
-        for batch in _batched(with_progress(pictures, len(pictures), "pictures", "picture"), self._batch_size):
+        for batch in _batched(with_progress(pictures, len(pictures), "detecting", "pictures"), self._batch_size):
             self._predict_pictures(batch)
         for source, target in jobs:
             if is_video(source):
@@ -146,7 +146,7 @@ class Predictor:
     def _predict_video(self, source: Path, target: Path) -> None:
         video, before = VideoReader(source), len(self.predictions)
         with VideoWriter(target, video.frame_rate) as drawn:
-            for frames in _batched(with_progress(video, video.num_frames, source.name, "frame"), self._batch_size):
+            for frames in _batched(with_progress(video, video.num_frames, source.name, "frames"), self._batch_size):
                 for image, found in zip(frames, self._detect(frames), strict=True):
                     drawn.write(self._draw(image, found))
                     self._keep(source, len(self.predictions) - before, target, image, found)

@@ -363,7 +363,7 @@ def _feed(predict: Predictor, dataset: ms.dataset.Dataset, evaluator: CocoEvalua
     start = time.perf_counter()
     batches = dataset.create_dict_iterator(num_epochs=1, output_numpy=True)
     if progress:
-        batches = with_progress(batches, dataset.get_dataset_size(), "evaluation", "batch")
+        batches = with_progress(batches, dataset.get_dataset_size(), "evaluation", "batches")
     for batch in batches:
         rows = len(batch["image_id"])
         outputs = predict(*(filled_up(batch[column], batch_size) for column in ("image", "image_shape")))

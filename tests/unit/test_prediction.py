@@ -228,5 +228,5 @@ def test_progress_is_logged_where_there_is_no_terminal(folder, caplog):
     write_video(folder / "in" / "film.mp4", [0] * 40)
     predictor(folder, ["0.png", "1.png", "film.mp4"])
     lines = [record.getMessage() for record in caplog.records if " of " in record.getMessage()]
-    assert lines == ["pictures: 1 of 2 pictures", "pictures: 2 of 2 pictures",
+    assert lines == ["detecting: 1 of 2 pictures", "detecting: 2 of 2 pictures",
                      *(f"film.mp4: {number} of 40 frames" for number in range(4, 41, 4))]

@@ -393,7 +393,7 @@ def test_another_runtime_is_a_function_of_arrays():
 
 
 def test_plain_progress_lines_and_speed_are_logged(caplog):
-    caplog.set_level(logging.INFO, "src.util")
+    caplog.set_level(logging.INFO, "src")
     evaluate(OneBoxNet(), picture_dataset(CORNERS), corner_evaluator(), batch_size=2)
     text = caplog.text
     assert "evaluation: 3 of 3 batches" in text
