@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from tqdm import tqdm
 
 from src.annotations import load_annotations
 from src.model_utils.config import Config
 from src.onnx_graph import INPUT_NAMES
+from src.progress import with_progress
 from src.transforms import Canvas, evaluation_input, read_rgb
 
 LOGGER = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class CalibrationPictures:
         self.pictures = self._inputs()
 
     def _inputs(self) -> Iterator[dict[str, np.ndarray]]:
-        for path in tqdm(self.paths, desc="calibrating", unit="picture", disable=None):
+        for path in with_progress(self.paths, len(self.paths), "calibrating", "pictures"):
             image, meta = evaluation_input(read_rgb(path), self.canvas)
             yield dict(zip(INPUT_NAMES, (image[None], meta[None]), strict=True))
 

@@ -85,12 +85,16 @@ def detections_from_outputs(boxes: np.ndarray, labels: np.ndarray, mask: np.ndar
 def dataset_name(config: Any) -> str:
     """The name in the header of the result: the name of the data's folder, `COCO2017` for COCO's own.
 
-    The folder is `coco_root`, or for `dataset: other` `image_dir` or else the folder of `anno_path`. COCO's
-    own is a `coco_root` called coco or coco2017 in any case.
+    The folder is `coco_root`, where that is absent (postprocess.py needs no pictures) the annotations'; for
+    `dataset: other` it is `image_dir` or else the folder of `anno_path`. COCO's own is a folder called coco or
+    coco2017 in any case.
     """
     if config.dataset == "coco":
-        name = Path(config.coco_root).resolve().name
-        return "COCO2017" if name.lower() in COCO_FOLDER_NAMES else name
+        folder = Path(config.coco_root).resolve()
+        if config.anno_path and not folder.is_dir():
+            folder = Path(config.anno_path).resolve().parent
+            folder = folder.parent if folder.name == "annotations" else folder
+        return "COCO2017" if folder.name.lower() in COCO_FOLDER_NAMES else folder.name
     return Path(config.image_dir or Path(config.anno_path).parent).resolve().name
 
 

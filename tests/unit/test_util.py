@@ -276,6 +276,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
 @pytest.mark.parametrize("dataset, coco_root, image_dir, anno_path, name", [
     ("coco", "/data/COCO2017", "", "", "COCO2017"), ("coco", "/data/coco", "", "", "COCO2017"),
     ("coco", "/data/coco_subset/", "", "", "coco_subset"), ("coco", "/data/bccd", "", "", "bccd"),
+    ("coco", "/absent/COCO2017", "", "/data/masks/annotations/val.json", "masks"),
+    ("coco", "/absent/COCO2017", "", "/data/masks/val.json", "masks"),
     ("other", "/data/coco", "/data/faces", "", "faces"), ("other", "", "", "/data/masks/val.txt", "masks")])
 def test_name_of_the_data(dataset, coco_root, image_dir, anno_path, name):
     config = SimpleNamespace(dataset=dataset, coco_root=coco_root, image_dir=image_dir, anno_path=anno_path)
