@@ -55,3 +55,38 @@ fresh_folder() {
   fi
   mkdir -p "$1"
 }
+
+# Print the usage lines of the script that was called, its second line and those that go on indented; end with code 2.
+usage() {
+  sed -n -e '2s/^# //p' -e '3,9{/^#    /s/^# //p}' "$0" >&2
+  exit 2
+}
+
+# require_file NAME PATH: print the file's absolute path; end when there is no such file. NAME is the argument's.
+require_file() {
+  [[ -f $2 && -r $2 ]] || die "$1: '$2' is not a file that can be read"
+  realpath -- "$2"
+}
+
+# require_dir NAME PATH: the same for a folder.
+require_dir() {
+  [[ -d $2 && -r $2 && -x $2 ]] || die "$1: '$2' is not a folder that can be read"
+  realpath -- "$2"
+}
+
+# run_logged LOG COMMAND [ARGUMENT...]: run with all output in LOG; when it fails, show the log's end and end too.
+run_logged() {
+  local log=$1
+  shift
+  "$@" >"$log" 2>&1 && return
+  tail -n 20 "$log" >&2
+  die "the command above failed; all of its output is in $log"
+}
+
+# Put the Python of .venv on the PATH, unless the user has activated an environment.
+use_python() {
+  if [[ -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} && -x $REPO_ROOT/.venv/bin/python ]]; then
+    export PATH=$REPO_ROOT/.venv/bin:$PATH
+  fi
+  command -v python >/dev/null || die "no python on the PATH. Activate the environment that requirements.txt is in"
+}

@@ -72,3 +72,51 @@ def test_quick_start_takes_no_arguments():
     result = subprocess.run(["bash", REPO_ROOT / "scripts/quick_start.sh", "--fast"], capture_output=True, text=True,
                             check=False)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", "Usage: quick_start.sh\n")
+
+
+def test_usage_is_the_head_of_the_script(tmp_path):
+    script = tmp_path / "my script.sh"
+    script.write_text(f"#!/bin/bash\n# Usage: my script.sh A B\n#        [C]\n# What it does.\n"
+                      f"source '{REPO_ROOT}/scripts/common.sh'\nusage\n")
+    result = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", "Usage: my script.sh A B\n       [C]\n")
+
+
+@pytest.mark.parametrize("name", ["it's a file", "$(date)", "-n", "a;b"])
+def test_paths_come_back_absolute(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / name).touch()
+    command = 'cd "$1"; require_dir FOLDER "$2"; require_file FILE "$2/$2"'
+    result = bash(command, str(tmp_path), name)
+    assert result.stdout.splitlines() == [f"{tmp_path}/{name}", f"{tmp_path}/{name}/{name}"], result.stderr
+
+
+@pytest.mark.parametrize("function, path", [("require_file", "none"), ("require_file", "."), ("require_dir", "none"),
+                                            ("require_dir", "file"), ("require_file", "")])
+def test_a_missing_path_ends_the_script_with_its_name(tmp_path, function, path):
+    (tmp_path / "file").touch()
+    result = bash(f'cd "$1"; found=$({function} MODEL "$2"); echo not reached', str(tmp_path), path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"ERROR: MODEL: '{path}' is not a f")
+
+
+def test_a_logged_command_is_silent_until_it_fails(tmp_path):
+    log = str(tmp_path / "my.log")
+    good = bash('run_logged "$1" printf "%s|" "a b" c', log)
+    assert (good.returncode, good.stdout, good.stderr) == (0, "", "")
+    assert (tmp_path / "my.log").read_text() == "a b|c|"
+    bad = bash('run_logged "$1" bash -c "seq 30; echo why >&2; exit 3"; echo not reached', log)
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert bad.stderr.splitlines()[-3:-1] == ["30", "why"] and "\n11\n" not in bad.stderr
+    assert f"all of its output is in {log}" in bad.stderr
+    assert (tmp_path / "my.log").read_text().startswith("1\n2\n")
+
+
+def test_an_activated_environment_keeps_its_python(fake_python):
+    fake_python("python", True)
+    path = f"{fake_python.folder}:{os.environ['PATH']}"
+    mine = bash("use_python; command -v python", PATH=path, VIRTUAL_ENV="/mine", CONDA_PREFIX="")
+    assert mine.stdout.strip() == str(fake_python.folder / "python")
+    ours = bash("use_python; command -v python", PATH=path, VIRTUAL_ENV="", CONDA_PREFIX="")
+    expected = REPO_ROOT / ".venv/bin/python"
+    assert ours.stdout.strip() == str(expected if expected.exists() else fake_python.folder / "python")

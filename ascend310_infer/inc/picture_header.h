@@ -1,0 +1,21 @@
+// Kind and size of a picture from the first bytes of its file, before any pixel is decoded.
+#ifndef ASCEND310_INFER_PICTURE_HEADER_H_
+#define ASCEND310_INFER_PICTURE_HEADER_H_
+
+#include "files.h"
+
+namespace detector {
+
+struct PictureHeader {
+  enum class Kind { kJpeg, kPng, kBmp, kWebp };
+  Kind kind;
+  int64_t width;   // pixels
+  int64_t height;  // pixels
+};
+
+// Throws UserError, without the file's name, when the bytes are no JPEG, PNG, BMP or WEBP, or a cut-off JPEG.
+PictureHeader ReadHeader(const Bytes& content);
+
+}  // namespace detector
+
+#endif  // ASCEND310_INFER_PICTURE_HEADER_H_
