@@ -1,5 +1,7 @@
 """Checkpoint in, MINDIR, AIR or ONNX file out, and the proof that the file detects what the network detects."""
 import logging
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +75,12 @@ def _write_mindspore(network: nn.Cell, config: Config, path: Path) -> None:
     options = {}
     if config.file_format == "MINDIR":
         options["custom_func"] = lambda content: content.user_info.update(ModelInfo.from_config(config).notes())
-    ms.export(network, *inputs, file_name=str(path), file_format=config.file_format, **options)
-    path.chmod(0o644)       # MindSpore makes files that only their owner can read
+    # MindSpore's export takes no path with blanks and makes files that only their owner can read.
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / f"detector{path.suffix}"
+        ms.export(network, *inputs, file_name=str(written), file_format=config.file_format, **options)
+        written.chmod(0o644)
+        shutil.move(written, path)
 
 
 def _write_onnx(network: nn.Cell, config: Config, path: Path) -> None:
