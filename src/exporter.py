@@ -12,7 +12,7 @@ from mindspore import nn
 from src.convert_checkpoint import load_detector
 from src.FasterRcnn import build_detector
 from src.files import write_whole
-from src.model_file import Model, ModelInfo, network_model, open_model
+from src.model_file import Model, ModelInfo, network_model, open_model, with_noted_classes
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError
 from src.transforms import evaluation_input
@@ -51,6 +51,7 @@ def export_detector(config: Config) -> Path:
                         f"{config.file_format}")
     suffix = SUFFIXES[config.file_format]
     path = Path(config.file_name if config.file_name.endswith(suffix) else config.file_name + suffix)
+    config = with_noted_classes(config, config.ckpt_file)
     network = load_detector(build_detector(config), config.ckpt_file)
     reference = network_model(network, config, Path(config.ckpt_file))
     write = _write_onnx if config.file_format == "ONNX" else _write_mindspore

@@ -198,11 +198,21 @@ def network_model(network: nn.Cell, config: Config, path: Path) -> Model:
     return Model(path, ModelInfo.from_config(config), config.test_batch_size, cell_runner(cell))
 
 
+def with_noted_classes(config: Config, checkpoint: str | Path) -> Config:
+    """The configuration with the classes that a checkpoint notes, unless the command line names some.
+
+    Raises:
+        UserError: the checkpoint is missing or damaged.
+    """
+    noted = read_checkpoint(checkpoint).get(META_CLASSES)
+    if not noted or "coco_classes" in config.command_line:
+        return config
+    classes = tuple(noted.split(","))
+    return dataclasses.replace(config, coco_classes=classes, num_classes=len(classes))
+
+
 def _load_checkpoint(path: Path, config: Config) -> Model:
-    noted = read_checkpoint(path).get(META_CLASSES)
-    if noted and "coco_classes" not in config.command_line:
-        classes = tuple(noted.split(","))
-        config = dataclasses.replace(config, coco_classes=classes, num_classes=len(classes))
+    config = with_noted_classes(config, path)
     return network_model(load_detector(build_detector(config), path), config, path)
 
 
