@@ -213,6 +213,18 @@ def _decode(graph: Graph, anchors: str, deltas: str, means: Sequence[float], std
     return graph.add("Min", graph.add("Max", boxes, graph.constant(0.0)), canvas)
 
 
+def _suppress(graph: Graph, boxes: str, scores: str, max_num: int, iou_thr: float, score_thr: float) -> str:
+    """Greedy suppression of boxes (N, M, 4) by scores (N, classes, M): the pairs (n, m) that stay, (S, 2) int64.
+
+    A box thinner than a pixel may end before it begins. It overlaps nothing; the operator would swap its corners.
+    """
+    low, high = graph.columns(boxes, 0, 2), graph.columns(boxes, 2, 4)
+    boxes = graph.add("Concat", low, graph.add("Max", low, high), axis=-1)
+    selected = graph.add("NonMaxSuppression", boxes, scores, graph.integers(max_num), graph.constant([iou_thr]),
+                         graph.constant([score_thr]))
+    return graph.add("Gather", selected, graph.integers(0, 2), axis=1)
+
+
 def _padded_rows(graph: Graph, x: str, missing: int, rank: int, value: float = 0.0) -> str:
     """(B, N, ...) with so many rows of ``value`` behind."""
     if missing <= 0:
@@ -264,9 +276,7 @@ def _proposals(graph: Graph, parameters: Mapping, features: Sequence[str], confi
     own_level = graph.constant(level == np.arange(len(counts))[:, None], bool)
     level_scores = graph.add("Where", own_level, graph.add("Unsqueeze", scores, graph.integers(1)),
                              graph.constant(SUPPRESSED))
-    selected = graph.add("NonMaxSuppression", boxes, level_scores, graph.integers(config.rpn_max_num),
-                         graph.constant([config.rpn_nms_thr]), graph.constant([SUPPRESSED]))
-    selected = graph.add("Gather", selected, graph.integers(0, 2), axis=1)      # image and box, without the level
+    selected = _suppress(graph, boxes, level_scores, config.rpn_max_num, config.rpn_nms_thr, SUPPRESSED)
     return _best_proposals(graph, boxes, _kept_scores(graph, scores, selected, SUPPRESSED), sum(counts), config)
 
 
@@ -347,10 +357,8 @@ def _detections(graph: Graph, logits: str, deltas: str, proposals: str, proposal
     boxes = _class_boxes(graph, deltas, proposals, config)
     # Every (image, class) pair is an image of its own to the suppression, whose classes share their boxes.
     class_scores = graph.reshape(scores, -1, 1, num_rois)
-    selected = graph.add("NonMaxSuppression", graph.reshape(boxes, -1, num_rois, 4), class_scores,
-                         graph.integers(config.test_max_per_img), graph.constant([config.test_iou_thr]),
-                         graph.constant([config.test_score_thr]))
-    selected = graph.add("Gather", selected, graph.integers(0, 2), axis=1)
+    selected = _suppress(graph, graph.reshape(boxes, -1, num_rois, 4), class_scores, config.test_max_per_img,
+                         config.test_iou_thr, config.test_score_thr)
     kept = _kept_scores(graph, graph.reshape(class_scores, -1, num_rois), selected, 0.0)
     available = min(config.test_max_per_img, num_fg * num_rois)
     best, index = graph.add("TopK", graph.reshape(kept, -1, num_fg * num_rois), graph.integers(available),
