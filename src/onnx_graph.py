@@ -245,12 +245,14 @@ def _kept_scores(graph: Graph, scores: str, selected: str, fill: float) -> str:
 
 def _rpn_head(graph: Graph, parameters: Mapping, features: Sequence[str]) -> list[tuple[str, str]]:
     """Logits (B, H, W, A) and deltas (B, H, W, 4A) of every level, as ``src.FasterRcnn.rpn.RpnRegClsBlock``."""
-    graph.stage = "rpn"
+    graph.stage = "rpn_predictor"
     shared, logit, delta = (_plain(graph, parameters, f"rpn_with_loss.rpn_convs_list.0.{name}")
                             for name in ("rpn_conv", "rpn_cls", "rpn_reg"))
     outs = []
     for feature in features:
+        graph.stage = "rpn"
         x = graph.add("Relu", _convolution(graph, feature, *shared, 3))
+        graph.stage = "rpn_predictor"
         outs.append(tuple(graph.add("Transpose", _convolution(graph, x, *layer, 1), perm=[0, 2, 3, 1])
                           for layer in (logit, delta)))
     return outs

@@ -17,7 +17,7 @@ LOGGER = logging.getLogger(__name__)
 
 # Nearly all arithmetic is in these; what turns their results into boxes stays in float.
 QUANTIZED_OPERATORS = ["Conv", "Relu", "Add", "MaxPool", "Resize", "Gemm"]
-QUANTIZED_STAGES = ("backbone/", "fpn/", "rpn/Conv", "rpn/Relu", "box_head/")
+QUANTIZED_STAGES = ("backbone/", "fpn/", "rpn/", "box_head/")
 
 
 class CalibrationPictures:
