@@ -1,8 +1,9 @@
 """Inference time of exported ONNX files against torchvision's Faster R-CNN, side by side on one machine.
 
+    python3.11 -m venv .venv-peer && .venv-peer/bin/pip install torch torchvision "numpy<2"
     python benchmarks/inference.py --peer_python=.venv-peer/bin/python MODEL.onnx [MODEL_int8.onnx ...]
 
-Each contender is a process of its own, so that no library disturbs another, and loads the same number of threads. They
+Each contender is a process of its own, so that no library disturbs another, and uses the same number of threads. They
 take turns picture by picture; figures are medians, ratios are ours / torchvision over the same turns. Inputs are one
 768 x 1280 picture of noise per turn (the size is the file's own), 1000 proposals, batch 1, classes as in the file.
 torchvision has random weights and runs eagerly under ``torch.inference_mode``; the time of a forward pass does not
