@@ -2,35 +2,25 @@
 import dataclasses
 import stat
 
-import mindspore as ms
 import numpy as np
 import onnx
 import pytest
 
 from src import exporter, onnx_graph
-from src.convert_checkpoint import META_CLASSES, write_checkpoint
 from src.exporter import compare_detections, export_detector
-from src.FasterRcnn import build_detector
 from src.model_file import load_model
 from src.model_utils.errors import UserError
 from src.util import Detections
-from tests.unit.FasterRcnn.small_detector import CANVAS, CLASSES, SETTINGS, config_of, random_images, randomise
+from tests.unit.FasterRcnn.small_detector import CANVAS, CLASSES, SETTINGS, config_of, random_images, save_small_detector
 
-
-@pytest.fixture(scope="module", autouse=True)
-def graph_mode():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.GRAPH_MODE)
-    yield
-    ms.set_context(mode=before)
+pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A small detector that finds things, and notes its classes."""
     path = tmp_path_factory.mktemp("trained") / "detector.ckpt"
-    net = randomise(build_detector(config_of(**SETTINGS)), 49)
-    write_checkpoint(net.parameters_dict(), path, {META_CLASSES: ",".join(CLASSES)})
+    save_small_detector(path)
     return path
 
 

@@ -1,28 +1,18 @@
 """Detectors as files: the notes they carry, and what loading refuses."""
 import dataclasses
 
-import mindspore as ms
 import numpy as np
 import onnx
 import pytest
 
-from src.convert_checkpoint import META_CLASSES, write_checkpoint
-from src.FasterRcnn import build_detector
 from src.model_file import Model, ModelInfo, load_model
 from src.model_utils.errors import UserError
 from src.onnx_graph import build_onnx
 from src.transforms import Canvas
-from tests.unit.FasterRcnn.small_detector import CANVAS, CLASSES, SETTINGS, config_of, random_images, randomise
+from tests.unit.FasterRcnn.small_detector import CANVAS, CLASSES, SETTINGS, config_of, random_images, save_small_detector
 
+pytestmark = pytest.mark.usefixtures("graph_mode")
 INFO = ModelInfo(("Größe, \"quoted\"", "b"), Canvas(128, 64, False), "resnet_v1_50", 0.05, 0.5, 100, "int8")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def graph_mode():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.GRAPH_MODE)
-    yield
-    ms.set_context(mode=before)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +20,7 @@ def files(tmp_path_factory):
     """A folder with one small detector as detector.ckpt and detector.onnx."""
     folder = tmp_path_factory.mktemp("models")
     config = config_of(**SETTINGS)
-    net = randomise(build_detector(config), 49)
-    write_checkpoint(net.parameters_dict(), folder / "detector.ckpt", {META_CLASSES: ",".join(CLASSES)})
+    net = save_small_detector(folder / "detector.ckpt")
     model = build_onnx({param.name: param.asnumpy() for param in net.get_parameters()}, config)
     for key, value in ModelInfo.from_config(config).notes().items():
         model.metadata_props.add(key=key, value=value)

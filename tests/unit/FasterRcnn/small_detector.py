@@ -4,6 +4,8 @@ from functools import cached_property
 
 import numpy as np
 
+from src.convert_checkpoint import META_CLASSES, write_checkpoint
+from src.FasterRcnn import build_detector
 from src.model_utils.config import load_config
 from tests.unit.FasterRcnn import reference
 from tests.unit.FasterRcnn.reference import NumpyNet, tensor
@@ -145,3 +147,10 @@ class NumpyDetector:
 
 def random_images(seed):
     return np.random.default_rng(seed).normal(0, 1, (2, 3, *CANVAS)).astype(np.float32)
+
+
+def save_small_detector(path):
+    """Write a detector that finds things as a checkpoint that notes its classes; returns the network."""
+    net = randomise(build_detector(config_of(**SETTINGS)), 49)
+    write_checkpoint(net.parameters_dict(), path, {META_CLASSES: ",".join(CLASSES)})
+    return net
