@@ -11,7 +11,14 @@ from src.exporter import compare_detections, export_detector
 from src.model_file import load_model
 from src.model_utils.errors import UserError
 from src.util import Detections
-from tests.unit.FasterRcnn.small_detector import CANVAS, CLASSES, SETTINGS, config_of, random_images, save_small_detector
+from tests.unit.FasterRcnn.small_detector import (
+    CANVAS,
+    CLASSES,
+    SETTINGS,
+    config_of,
+    random_images,
+    save_small_detector,
+)
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -9,7 +9,14 @@ from src.model_file import Model, ModelInfo, load_model
 from src.model_utils.errors import UserError
 from src.onnx_graph import build_onnx
 from src.transforms import Canvas
-from tests.unit.FasterRcnn.small_detector import CANVAS, CLASSES, SETTINGS, config_of, random_images, save_small_detector
+from tests.unit.FasterRcnn.small_detector import (
+    CANVAS,
+    CLASSES,
+    SETTINGS,
+    config_of,
+    random_images,
+    save_small_detector,
+)
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 INFO = ModelInfo(("Größe, \"quoted\"", "b"), Canvas(128, 64, False), "resnet_v1_50", 0.05, 0.5, 100, "int8")
