@@ -202,11 +202,12 @@ class Predictor:
         """One line: pictures, detections, how many of each class, time, speed, and inputs skipped."""
         names = Counter(found["name"] for prediction in self.predictions for found in prediction.detections)
         per_class = ", ".join(f"{name} {number}" for name, number in names.most_common())
-        num_pictures = len(self.predictions)
-        what = "picture or frame" if num_pictures == 1 else "pictures and frames"
-        return (f"{num_pictures} {what}, {count_of(names.total(), 'detection')}"
-                f"{f' ({per_class})' if per_class else ''} in {self._seconds:.1f} s, "
-                f"{num_pictures / max(self._seconds, 1e-9):.2f} pictures/s with compilation; "
+        total = len(self.predictions)
+        num_frames = sum(prediction.frame is not None for prediction in self.predictions)
+        what = " and ".join(count_of(number, unit) for number, unit in ((total - num_frames, "picture"),
+                                                                        (num_frames, "frame")) if number)
+        return (f"{what}, {count_of(names.total(), 'detection')}{f' ({per_class})' if per_class else ''} in "
+                f"{self._seconds:.1f} s, {total / max(self._seconds, 1e-9):.2f} pictures/s, start-up included; "
                 f"{count_of(self.num_skipped, 'input')} skipped")
 
 

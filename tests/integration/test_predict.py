@@ -68,7 +68,7 @@ def test_a_folder_of_pictures(folder):
     assert len(warnings) == 1 and "photos/bad.jpg: is not a picture" in warnings[0]
     num_detections = sum(len(entry["detections"]) for entry in content["pictures"])
     last = done.stdout.splitlines()[-1]
-    assert last.startswith(f"{NUM_PICTURES} pictures and frames, {num_detections} detections (")
+    assert last.startswith(f"{NUM_PICTURES} pictures, {num_detections} detections (")
     assert last.endswith("1 input skipped; drawn copies in predictions, results in predictions/predictions.json")
 
 

@@ -155,7 +155,7 @@ def test_a_picture_without_detections_stands_in_json_and_not_in_csv(folder):
     worker = predictor(folder, ["0.png"], score_thr=0.8)
     assert json.loads(worker.write_results("json").read_text())["pictures"][0]["detections"] == []
     assert worker.write_results("csv").read_text().splitlines() == ["picture,frame,label,name,score,x1,y1,x2,y2"]
-    assert "1 picture or frame, 0 detections in " in worker.summary()
+    assert "1 picture, 0 detections in " in worker.summary()
 
 
 def test_csv_has_a_row_for_every_detection(folder):
@@ -172,8 +172,8 @@ def test_csv_has_a_row_for_every_detection(folder):
 
 def test_the_summary_counts(folder):
     worker = predictor(folder, ["0.png", "1.png", "text.jpg"], score_thr=0.2)
-    assert re.fullmatch(r"2 pictures and frames, 4 detections \((square 2, disc 2)\) in \d+\.\d s, \d+\.\d\d "
-                        r"pictures/s with compilation; 1 input skipped", worker.summary())
+    assert re.fullmatch(r"2 pictures, 4 detections \((square 2, disc 2)\) in \d+\.\d s, \d+\.\d\d "
+                        r"pictures/s, start-up included; 1 input skipped", worker.summary())
 
 
 def test_results_that_cannot_be_written_are_an_error(folder):
@@ -213,6 +213,7 @@ def test_frames_are_counted_anew_in_every_video_and_pictures_come_first(folder):
     worker = predictor(folder, ["a.mp4", "b.mp4", "0.png"])
     assert [(Path(p.picture).name, p.frame) for p in worker.predictions] == [
         ("0.png", None), ("a.mp4", 0), ("a.mp4", 1), ("b.mp4", 0), ("b.mp4", 1)]
+    assert worker.summary().startswith("1 picture and 4 frames, ")
 
 
 def test_a_video_that_is_none_is_skipped(folder, caplog):
