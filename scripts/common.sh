@@ -90,3 +90,62 @@ use_python() {
   fi
   command -v python >/dev/null || die "no python on the PATH. Activate the environment that requirements.txt is in"
 }
+
+# require_number NAME TEXT: print the whole number from 0; end when it is none.
+require_number() {
+  [[ $2 =~ ^[0-9]+$ ]] || die "$1: '$2' is not a whole number from 0"
+  printf '%s\n' "$2"
+}
+
+# require_weights NAME PATH: as require_file, but an empty PATH stands for random weights.
+require_weights() {
+  [[ -z $2 ]] || require_file "$1" "$2"
+}
+
+# require_backbone NAME: print the name; end when there is no such backbone.
+require_backbone() {
+  case $1 in
+    resnet_v1.5_50 | resnet_v1_50 | resnet_v1_101 | resnet_v1_152) printf '%s\n' "$1" ;;
+    *) die "BACKBONE: '$1' is none of resnet_v1.5_50, resnet_v1_50, resnet_v1_101, resnet_v1_152" ;;
+  esac
+}
+
+# read_options [ARGUMENT...]: split what follows the required arguments, [MINDRECORD_DIR] [--detach] [--key=value ...],
+# into the array options, flags for the Python program, and the variable detach. Paths are the caller's.
+read_options() {
+  detach=false
+  options=()
+  if [[ $# -gt 0 && $1 != --* ]]; then
+    [[ -z $1 ]] || options+=(--mindrecord_dir="$(realpath -m -- "$1")")
+    shift
+  fi
+  local argument
+  for argument in "$@"; do
+    case $argument in
+      --detach) detach=true ;;
+      --config_path=* | --image_dir=* | --save_checkpoint_path=* | --eval_output_path=*)
+        options+=("${argument%%=*}=$(realpath -m -- "${argument#*=}")")
+        ;;
+      --?*=*) options+=("$argument") ;;
+      *) usage ;;
+    esac
+  done
+}
+
+# launch FOLDER LOG PROGRAM [FLAG...]: run a Python program of this project in a fresh FOLDER beside scripts/, its output
+# on the screen and in LOG, with a link called log beside it; the exit code is the program's. With detach it runs on in
+# the background, output in LOG alone.
+launch() {
+  local folder=$REPO_ROOT/$1 log=$2 program=$REPO_ROOT/$3
+  shift 3
+  use_python
+  fresh_folder "$folder"
+  cd "$folder"
+  ln -s "$log" log
+  if [[ $detach == true ]]; then
+    setsid nohup python "$program" "$@" >"$log" 2>&1 </dev/null &
+    printf 'process %s runs in the background; its output goes to %s\n' "$!" "$folder/$log"
+  else
+    python "$program" "$@" 2>&1 | tee "$log"
+  fi
+}

@@ -15,7 +15,8 @@ from tests.helpers import REPO_ROOT
 from tests.unit.picture_sets import config_for, make_coco
 
 SCRIPT = REPO_ROOT / "scripts" / "run_eval_onnx.sh"
-USAGE = "Usage: run_eval_onnx.sh ANNO_PATH ONNX_MODEL BACKBONE COCO_ROOT [MINDRECORD_DIR] [--key=value ...]\n"
+USAGE = ("Usage: run_eval_onnx.sh ANNO_PATH ONNX_MODEL BACKBONE COCO_ROOT [MINDRECORD_DIR] [--detach] "
+         "[--key=value ...]\n")
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +31,6 @@ def data(tmp_path_factory):
     for key, value in ModelInfo.from_config(config).notes().items():
         model.metadata_props.add(key=key, value=value)
     onnx.save(model, folder / "model.onnx")
-    return folder
-
-
-@pytest.fixture
-def project(tmp_path):
-    """The project under another name with blanks, so that its eval/ is not touched."""
-    folder = tmp_path / "my project"
-    folder.mkdir()
-    for path in REPO_ROOT.iterdir():
-        if path.name not in (".git", "eval", "scripts"):
-            (folder / path.name).symlink_to(path)
-    (folder / "scripts").mkdir()
-    for path in (REPO_ROOT / "scripts").iterdir():
-        (folder / "scripts" / path.name).write_bytes(path.read_bytes())
     return folder
 
 

@@ -1,0 +1,16 @@
+#!/bin/bash
+# Usage: run_standalone_train_ascend.sh PRETRAINED_MODEL BACKBONE COCO_ROOT DEVICE_ID
+#                                       [MINDRECORD_DIR] [--detach] [--key=value ...]
+# Trains on an Ascend device, in train/ beside scripts/; an older train/ is kept under the next number. PRETRAINED_MODEL ""
+# starts from random weights. Further --key=value arguments go to train.py.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+[[ $# -ge 4 ]] || usage
+pretrained=$(require_weights PRETRAINED_MODEL "$1")
+backbone=$(require_backbone "$2")
+coco_root=$(require_dir COCO_ROOT "$3")
+DEVICE_ID=$(require_number DEVICE_ID "$4")
+export DEVICE_ID
+read_options "${@:5}"
+launch train train.log train.py --device_target=Ascend --backbone="$backbone" --coco_root="$coco_root" \
+  --pre_trained="$pretrained" "${options[@]}"

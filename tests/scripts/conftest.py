@@ -1,0 +1,18 @@
+"""A copy of the project that scripts may write into."""
+import pytest
+
+from tests.helpers import REPO_ROOT
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The project under another name with blanks, so that its eval/ is not touched."""
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    for path in REPO_ROOT.iterdir():
+        if path.name not in (".git", "eval", "scripts"):
+            (folder / path.name).symlink_to(path)
+    (folder / "scripts").mkdir()
+    for path in (REPO_ROOT / "scripts").iterdir():
+        (folder / "scripts" / path.name).write_bytes(path.read_bytes())
+    return folder

@@ -1,0 +1,186 @@
+"""Scripts of one device, against a stub of python that records what it is called with, and on CPU for real."""
+import json
+import os
+import re
+import subprocess
+import time
+
+import pytest
+
+from tests.helpers import BCCD, needs_shared
+
+# What follows the program's name, {} standing for the caller's folder; the environment that it sees; the folder.
+TRAIN = ["--backbone=resnet_v1_101", "--coco_root={}/my coco", "--pre_trained={}/it's.ckpt"]
+EVAL = ["--anno_path={}/val.json", "--checkpoint_path={}/it's.ckpt", "--backbone=resnet_v1_101",
+        "--coco_root={}/my coco"]
+TRAIN_ARGUMENTS = ["it's.ckpt", "resnet_v1_101", "my coco"]
+EVAL_ARGUMENTS = ["val.json", "it's.ckpt", "resnet_v1_101", "my coco"]
+ON_ASCEND, ON_GPU = {"DEVICE_ID": "3"}, {"CUDA_VISIBLE_DEVICES": "3", "DEVICE_ID": "0"}
+SCRIPTS = {
+    "run_standalone_train_ascend.sh": ([*TRAIN_ARGUMENTS, "3"], ["train.py", "--device_target=Ascend", *TRAIN],
+                                       ON_ASCEND, "train"),
+    "run_standalone_train_gpu.sh": ([*TRAIN_ARGUMENTS, "3"], ["train.py", "--device_target=GPU", *TRAIN], ON_GPU,
+                                    "train"),
+    "run_standalone_train_cpu.sh": (TRAIN_ARGUMENTS, ["train.py", "--device_target=CPU", *TRAIN], {}, "train"),
+    "run_eval_ascend.sh": ([*EVAL_ARGUMENTS, "3"], ["eval.py", "--device_target=Ascend", *EVAL], ON_ASCEND, "eval"),
+    "run_eval_gpu.sh": ([*EVAL_ARGUMENTS, "3"], ["eval.py", "--device_target=GPU", *EVAL], ON_GPU, "eval"),
+    "run_eval_cpu.sh": (EVAL_ARGUMENTS, ["eval.py", "--device_target=CPU", *EVAL], {}, "eval"),
+    "run_eval_onnx.sh": (EVAL_ARGUMENTS, ["eval_onnx.py", "--device_target=CPU",
+                                          *(flag.replace("checkpoint_path", "file_name") for flag in EVAL)], {},
+                         "eval"),
+}
+STUB = """#!/bin/bash
+# Stands for python: writes down its arguments, some variables and its folder, and ends as it is told.
+printf '%s\\0' "$@" >"$RECORD/arguments"
+printf '%s\\n' "${DEVICE_ID-unset}" "${CUDA_VISIBLE_DEVICES-unset}" "$PWD" >"$RECORD/environment"
+echo "the program's output"
+exit "${STUB_EXIT:-0}"
+"""
+
+
+class Caller:
+    """A user in a folder with blanks, who calls scripts of a copy of the project."""
+
+    def __init__(self, project, folder):
+        self.project, self.folder = project, folder
+        self.record = folder.parent / "record"
+        stub = folder.parent / "stub bin" / "python"
+        for made in (folder / "my coco", self.record, stub.parent):
+            made.mkdir(parents=True)
+        stub.write_text(STUB)
+        stub.chmod(0o755)
+        for name in ("it's.ckpt", "val.json", "mine.yaml"):
+            (folder / name).write_text("")
+        kept = {name: value for name, value in os.environ.items()
+                if name not in ("DEVICE_ID", "CUDA_VISIBLE_DEVICES")}
+        # An activated environment: the scripts take its python.
+        self.environment = kept | {"VIRTUAL_ENV": str(stub.parent.parent), "RECORD": str(self.record),
+                                   "PATH": f"{stub.parent}:{os.environ['PATH']}"}
+
+    def __call__(self, script, *arguments, **environment):
+        return subprocess.run(["bash", self.project / "scripts" / script, *arguments], cwd=self.folder, check=False,
+                              env=self.environment | environment, capture_output=True, text=True, timeout=60)
+
+    def recorded(self):
+        """Arguments of the program, and DEVICE_ID, CUDA_VISIBLE_DEVICES and folder that it saw."""
+        arguments = (self.record / "arguments").read_text().split("\0")[:-1]
+        return arguments, (self.record / "environment").read_text().splitlines()
+
+
+@pytest.fixture
+def caller(project, tmp_path):
+    return Caller(project, tmp_path / "home" / "my folder")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_arguments_environment_and_folder(caller, script):
+    arguments, program, environment, folder = SCRIPTS[script]
+    result = caller(script, *arguments)
+    assert result.returncode == 0, result.stderr
+    found, (device_id, visible, cwd) = caller.recorded()
+    name, *flags = (word.format(caller.folder) for word in program)
+    assert found == [str(caller.project / name), *flags]
+    assert (device_id, visible) == (environment.get("DEVICE_ID", "unset"),
+                                    environment.get("CUDA_VISIBLE_DEVICES", "unset"))
+    assert cwd == str(caller.project / folder)
+    log = {"train.py": "train.log", "eval.py": "eval.log", "eval_onnx.py": "eval_onnx.log"}[name]
+    assert "the program's output\n" in result.stdout
+    assert (caller.project / folder / log).read_text() == "the program's output\n"
+    assert str((caller.project / folder / "log").readlink()) == log
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_optional_arguments(caller, script):
+    arguments, program, _, _ = SCRIPTS[script]
+    result = caller(script, *arguments, "new records", "--epoch_size=1", "--config_path=mine.yaml",
+                    "--coco_classes=['background','a b']")
+    assert result.returncode == 0, result.stderr
+    assert caller.recorded()[0][len(program):] == [
+        f"--mindrecord_dir={caller.folder}/new records", "--epoch_size=1", f"--config_path={caller.folder}/mine.yaml",
+        "--coco_classes=['background','a b']"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_wrong_use_shows_the_usage(caller, script):
+    arguments, _, _, folder = SCRIPTS[script]
+    for wrong in (arguments[:-1], [*arguments, "records", "one more"], [*arguments, "--flag"]):
+        result = caller(script, *wrong)
+        assert result.returncode == 2
+        assert result.stderr.startswith(f"Usage: {script} ")
+    assert not (caller.project / folder).exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_is_missing_is_named(caller, script):
+    arguments, _, _, folder = SCRIPTS[script]
+    for position, argument in enumerate(arguments):
+        wrong = [*arguments[:position], f"no {argument}", *arguments[position + 1:]]
+        result = caller(script, *wrong)
+        assert result.returncode == 1
+        assert re.match(rf"ERROR: [A-Z_]+: 'no {re.escape(argument)}' is ", result.stderr)
+    assert not (caller.project / folder).exists()
+
+
+def test_no_weights_are_random_weights(caller):
+    assert caller("run_standalone_train_cpu.sh", "", "resnet_v1.5_50", "my coco").returncode == 0
+    assert "--pre_trained=" in caller.recorded()[0]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_programs_exit_code_is_the_scripts(caller, script):
+    assert caller(script, *SCRIPTS[script][0], STUB_EXIT="7").returncode == 7
+
+
+def test_an_older_run_is_kept(caller):
+    for _ in range(2):
+        caller("run_eval_cpu.sh", *EVAL_ARGUMENTS)
+        (caller.project / "eval" / "note").write_text("mine")
+    assert (caller.project / "eval.1" / "note").read_text() == "mine"
+
+
+def test_detached_it_runs_on_by_itself(caller):
+    result = caller("run_standalone_train_cpu.sh", *TRAIN_ARGUMENTS, "--detach", STUB_EXIT="7")
+    assert result.returncode == 0
+    assert "the program's output" not in result.stdout
+    log = caller.project / "train" / "train.log"
+    assert re.fullmatch(rf"process \d+ runs in the background; its output goes to {re.escape(str(log))}\n",
+                        result.stdout)
+    for _ in range(100):
+        if log.read_text():
+            break
+        time.sleep(0.1)
+    assert log.read_text() == "the program's output\n"
+
+
+# --- for real ---------------------------------------------------------------------------------------------------------
+
+SMALL = ("--coco_classes=['background','RBC','WBC','Platelets']", "--img_width=192", "--img_height=128")
+
+
+@needs_shared
+def test_train_and_evaluate_on_this_processor(caller):
+    """Two steps on real pictures, then the checkpoint on three others."""
+    root = caller.folder / "cells"
+    (root / "annotations").mkdir(parents=True)
+    for subset, number in (("train2017", 4), ("val2017", 3)):
+        (root / subset).symlink_to(BCCD / subset)
+        content = json.loads((BCCD / "annotations" / f"instances_{subset}.json").read_text())
+        content["images"] = content["images"][:number]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
+        (root / "annotations" / f"instances_{subset}.json").write_text(json.dumps(content))
+    del caller.environment["VIRTUAL_ENV"]        # the project's own environment
+    train = subprocess.run(
+        ["bash", caller.project / "scripts" / "run_standalone_train_cpu.sh", "", "resnet_v1.5_50", "cells", "records",
+         *SMALL, "--frozen_stages=-1", "--norm_eval=False", "--epoch_size=1"],
+        cwd=caller.folder, env=caller.environment, capture_output=True, text=True, timeout=400, check=False)
+    assert train.returncode == 0, train.stdout + train.stderr
+    checkpoint = caller.project / "train" / "ckpt_0" / "faster_rcnn-1_2.ckpt"
+    assert len((caller.project / "train" / "loss_0.log").read_text().splitlines()) == 2
+    result = subprocess.run(
+        ["bash", caller.project / "scripts" / "run_eval_cpu.sh", "cells/annotations/instances_val2017.json",
+         checkpoint, "resnet_v1.5_50", "cells", "records", *SMALL],
+        cwd=caller.folder, env=caller.environment, capture_output=True, text=True, timeout=400, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Result on cells dataset" in result.stdout
+    assert json.loads((caller.project / "eval" / "metrics.json").read_text())["num_images"] == 3
