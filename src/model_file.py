@@ -94,7 +94,8 @@ class ModelInfo:
         """
         stated = {"coco_classes": ("background", *self.class_names), "num_classes": len(self.class_names) + 1,
                   "img_width": self.canvas.width, "img_height": self.canvas.height,
-                  "keep_ratio": self.canvas.keep_ratio, "test_max_per_img": self.max_per_img}
+                  "keep_ratio": self.canvas.keep_ratio, "backbone": self.backbone,
+                  "test_score_thr": self.score_thr, "test_iou_thr": self.iou_thr, "test_max_per_img": self.max_per_img}
         for key in sorted(stated.keys() & config.command_line):
             if getattr(config, key) != stated[key]:
                 raise UserError(f"--{key} is {getattr(config, key)}, but the model was exported with {stated[key]}; "
@@ -207,7 +208,8 @@ def with_noted_classes(config: Config, checkpoint: str | Path) -> Config:
     noted = read_checkpoint(checkpoint).get(META_CLASSES)
     if not noted or "coco_classes" in config.command_line:
         return config
-    classes = tuple(noted.split(","))
+    # Files of the first release hold the names between commas.
+    classes = tuple(json.loads(noted) if noted.startswith("[") else noted.split(","))
     return dataclasses.replace(config, coco_classes=classes, num_classes=len(classes))
 
 

@@ -1,4 +1,5 @@
 """Training: the step, the loop, and what happens between steps."""
+import json
 import logging
 import math
 import time
@@ -244,7 +245,7 @@ class Checkpoints:
         self.every = config.save_checkpoint_epochs
         self.last_epoch = config.epoch_size
         self.keep_max = config.keep_checkpoint_max
-        self.notes = {META_BACKBONE: config.backbone, META_CLASSES: ",".join(config.coco_classes)}
+        self.notes = {META_BACKBONE: config.backbone, META_CLASSES: json.dumps(config.coco_classes)}
         self.written: list[Path] = []
         if self.active:
             remove_partial_files(self.folder)

@@ -5,10 +5,15 @@ import numpy as np
 import onnx
 import pytest
 
+from src.FasterRcnn import build_detector
 from src.model_file import Model, ModelInfo, load_model
+from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
+from src.network_define import Checkpoints
 from src.onnx_graph import build_onnx
+from src.runtime import Device
 from src.transforms import Canvas
+from tests.cpp import small_models
 from tests.unit.FasterRcnn.small_detector import (
     CANVAS,
     CLASSES,
@@ -46,6 +51,7 @@ def test_notes_are_read_as_they_were_written(tmp_path):
     assert ModelInfo.from_notes(INFO.notes(), tmp_path) == INFO
     assert INFO.notes()["pixel_mean"] == "[123.675, 116.28, 103.53]"
     assert INFO.notes()["colour_order"] == '"RGB"'
+    assert INFO.notes()["class_names"].startswith('["Größe')     # not as escapes
     assert "mindspore" in INFO.notes()["versions"]
 
 
@@ -65,6 +71,17 @@ def test_a_configuration_takes_the_files_classes_and_sizes():
 def test_flags_that_contradict_the_file_are_refused():
     with pytest.raises(UserError, match="--keep_ratio is True, but the model was exported with False"):
         INFO.configuration(config_of("--keep_ratio=True", classes=("background", *INFO.class_names)))
+
+
+@pytest.mark.parametrize("flag", ["img_width=192", "test_max_per_img=50", "backbone=resnet_v1.5_50",
+                                  "test_score_thr=0.3", "test_iou_thr=0.3"])
+def test_every_flag_about_what_the_file_holds_may_repeat_but_not_contradict(flag):
+    key, _, value = flag.partition("=")
+    with pytest.raises(UserError, match=f"--{key} is {value}, but the model was exported with"):
+        INFO.configuration(load_config([f"--{flag}"]))
+    same = {"img_width": 128, "test_max_per_img": 100, "backbone": "resnet_v1_50", "test_score_thr": 0.05,
+            "test_iou_thr": 0.5}
+    assert INFO.configuration(load_config([f"--{key}={same[key]}"])).class_names == INFO.class_names
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -102,6 +119,15 @@ def test_an_onnx_file_without_notes_is_refused(tmp_path, files):
         load_model(tmp_path / "bare.onnx", config_of())
 
 
+def test_a_mindir_file_without_notes_or_end_is_refused(tmp_path):
+    whole = small_models.export(tmp_path / "bare.mindir", small_models.SmallDetector(np.zeros((1, 4, 5), np.float32)))
+    with pytest.raises(UserError, match=r"bare\.mindir: its notes"):
+        load_model(whole, config_of())
+    (tmp_path / "cut.mindir").write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"cut\.mindir is damaged"):
+        load_model(tmp_path / "cut.mindir", config_of())
+
+
 def test_a_device_that_the_runtime_lacks_is_named(files):
     with pytest.raises(UserError, match="device_target is GPU, but this ONNX Runtime"):
         load_model(files / "detector.onnx", dataclasses.replace(config_of(**SETTINGS), device_target="GPU"))
@@ -118,6 +144,16 @@ def test_classes_noted_in_a_checkpoint_need_no_flag(files):
     assert load_model(files / "detector.ckpt", silent).info.class_names == CLASSES[1:]
 
 
+def test_a_class_name_with_a_comma_is_noted_whole(tmp_path):
+    """As training writes the checkpoint; exported files keep such names too."""
+    classes = ("background", "salt, pepper", "leaf")
+    config = dataclasses.replace(config_of(classes=classes, **SETTINGS), save_checkpoint_path=str(tmp_path))
+    Checkpoints(config, Device("CPU")).save(build_detector(config), config.epoch_size, 1)
+    path, = tmp_path.rglob("*.ckpt")
+    silent = dataclasses.replace(config_of(**SETTINGS), command_line=frozenset())
+    assert load_model(path, silent).info.class_names == classes[1:]
+
+
 def test_flags_go_before_the_classes_noted_in_a_checkpoint(files):
     renamed = ("background", "cell", "leaf", "fruit")
     assert load_model(files / "detector.ckpt", config_of(classes=renamed, **SETTINGS)).info.class_names == renamed[1:]
@@ -128,9 +164,10 @@ def test_flags_go_before_the_classes_noted_in_a_checkpoint(files):
 def test_a_checkpoint_and_its_onnx_file_detect_the_same(files):
     config = config_of(**SETTINGS)
     images, metas = inputs(3)
+    checkpoint, exported = (load_model(files / f"detector.{suffix}", config) for suffix in ("ckpt", "onnx"))
     for index in range(3):
-        expected = load_model(files / "detector.ckpt", config)(images[index:index + 1], metas[index:index + 1])
-        found = load_model(files / "detector.onnx", config)(images[index:index + 1], metas[index:index + 1])
+        expected = checkpoint(images[index:index + 1], metas[index:index + 1])
+        found = exported(images[index:index + 1], metas[index:index + 1])
         assert expected[2].any()
         np.testing.assert_allclose(found[0], expected[0], atol=1e-3)
         assert (found[1] == expected[1]).all() and (found[2] == expected[2]).all()

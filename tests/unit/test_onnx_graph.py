@@ -130,7 +130,7 @@ def test_detections_equal_the_definition(case):
 
 
 def test_pyramid_equals_the_definition(case):
-    """The five maps that the RPN reads: P6 has a box or two among the detections at best."""
+    """The five maps that the RPN reads; few detections depend on P6."""
     model = build_onnx(case.parameters, case.config)
     names = [node.input[0] for node in model.graph.node if node.op_type == "Conv" and node.name.startswith("rpn/")]
     del model.graph.output[:]

@@ -1,11 +1,15 @@
 """int8 files: what is quantised, what stays in float, and that they still detect."""
+import dataclasses
 from collections import Counter
 
 import numpy as np
 import onnx
 import pytest
 
+from src.convert_checkpoint import write_checkpoint
+from src.exporter import export_detector
 from src.FasterRcnn import build_detector
+from src.model_file import load_model
 from src.model_utils.errors import UserError
 from src.onnx_graph import build_onnx
 from src.onnx_quantize import CalibrationPictures, quantize
@@ -41,6 +45,17 @@ def test_backbone_pyramid_and_shared_layers_have_int8_weights(quantised):
     assert counts["backbone"] == convolutions["backbone"]
 
 
+def test_weights_are_symmetric_per_output_channel(quantised):
+    _, small, _ = quantised
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in small.graph.initializer}
+    convolutions = [node.input for node in small.graph.node if node.op_type == "DequantizeLinear"
+                    and node.input[0] in values and values[node.input[0]].ndim == 4]
+    assert len({weight for weight, _, _ in convolutions}) == 17 + 8 + 1      # the RPN's is shared by five levels
+    for weight, scale, zero_point in convolutions:
+        assert values[weight].dtype == np.int8 and np.abs(values[weight]).max(axis=(1, 2, 3)).min() == 127
+        assert values[scale].shape == (len(values[weight]),) and not values[zero_point].any()
+
+
 def test_predictors_and_boxes_stay_in_float(quantised):
     _, small, _ = quantised
     quantised_outputs = {node.output[0] for node in small.graph.node if node.op_type == "DequantizeLinear"}
@@ -74,6 +89,17 @@ def test_detections_are_near_those_of_the_float_file(quantised):
     assert abs(int(small_mask.sum()) - int(mask.sum())) < 0.3 * mask.sum()
     best, small_best = boxes[:, :5, 4].mean(), small_boxes[:, :5, 4].mean()
     assert small_best == pytest.approx(best, rel=0.15)
+
+
+@pytest.mark.usefixtures("graph_mode")
+def test_an_exported_file_says_that_it_is_int8(tmp_path, quantised):
+    model, _, config = quantised
+    net = randomise(build_detector(config), 49)
+    write_checkpoint(net.parameters_dict(), tmp_path / "detector.ckpt")
+    path = export_detector(dataclasses.replace(config, ckpt_file=str(tmp_path / "detector.ckpt"), file_format="ONNX",
+                                               file_name=str(tmp_path / "small"), onnx_precision="int8"))
+    assert load_model(path, config).info.precision == "int8"
+    assert path.stat().st_size < 0.6 * model.ByteSize()
 
 
 def test_missing_training_pictures_are_named(tmp_path, quantised):
