@@ -97,6 +97,12 @@ require_number() {
   printf '%s\n' "$2"
 }
 
+# require_positive NAME TEXT: print the whole number from 1; end when it is none.
+require_positive() {
+  [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1: '$2' is not a whole number from 1"
+  printf '%s\n' "$2"
+}
+
 # require_weights NAME PATH: as require_file, but an empty PATH stands for random weights.
 require_weights() {
   [[ -z $2 ]] || require_file "$1" "$2"
@@ -133,8 +139,8 @@ read_options() {
 }
 
 # launch FOLDER LOG PROGRAM [FLAG...]: run a Python program of this project in a fresh FOLDER beside scripts/, its output
-# on the screen and in LOG, with a link called log beside it; the exit code is the program's. With detach it runs on in
-# the background, output in LOG alone.
+# on the screen and in LOG, with a link called log beside it; the exit code is the program's, and signals reach the
+# program itself, because it takes this shell's place. With detach it runs on in the background, output in LOG alone.
 launch() {
   local folder=$REPO_ROOT/$1 log=$2 program=$REPO_ROOT/$3
   shift 3
@@ -146,6 +152,102 @@ launch() {
     setsid nohup python "$program" "$@" >"$log" 2>&1 </dev/null &
     printf 'process %s runs in the background; its output goes to %s\n' "$!" "$folder/$log"
   else
-    python "$program" "$@" 2>&1 | tee "$log"
+    exec python "$program" "$@" > >(exec tee -i "$log") 2>&1
   fi
+}
+
+# read_hosts DEVICE_NUM: the hosts of a distributed run and this one's place, from NNODES, NODE_RANK, MASTER_ADDR and
+# MASTER_PORT, as the array of msrun's flags `cluster`, and the ranks of this host, first_rank and device_num.
+read_hosts() {
+  device_num=$1
+  local nodes node_rank port=${MASTER_PORT:-}
+  nodes=$(require_positive NNODES "${NNODES:-1}")
+  node_rank=$(require_number NODE_RANK "${NODE_RANK:-0}")
+  [[ $node_rank -lt $nodes ]] || die "NODE_RANK is $node_rank, but the hosts are 0 to $((nodes - 1)): NNODES is $nodes"
+  if [[ $nodes -eq 1 ]]; then
+    # Two runs on one machine must not meet.
+    [[ -n $port ]] || port=$(free_port)
+  elif [[ -z ${MASTER_ADDR:-} ]]; then
+    die "NNODES is $nodes: set MASTER_ADDR to the address of the host with NODE_RANK 0"
+  fi
+  first_rank=$((node_rank * device_num))
+  cluster=(--worker_num="$((nodes * device_num))" --local_worker_num="$device_num" --node_rank="$node_rank"
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${port:-8118}")
+}
+
+# Print a TCP port that nobody uses.
+free_port() {
+  local python
+  python=$(find_python)
+  "$python" -c 'import socket; probe = socket.socket(); probe.bind(("127.0.0.1", 0)); print(probe.getsockname()[1])'
+}
+
+# read_rank_table FILE: the same from a rank table, the JSON of hccl_tools; the processes see this host's devices alone.
+read_rank_table() {
+  local python lines values
+  python=$(find_python)
+  lines=$("$python" "$REPO_ROOT/scripts/rank_table.py" "$1" "${NODE_RANK:-}") || exit 1
+  mapfile -t values <<<"$lines"
+  NNODES=${values[0]} NODE_RANK=${values[1]}
+  export ASCEND_RT_VISIBLE_DEVICES=${values[3]}
+  [[ $NNODES -eq 1 ]] || MASTER_ADDR=${MASTER_ADDR:-${values[4]}}
+  read_hosts "${values[2]}"
+}
+
+# launch_ranks FOLDER LOG PROGRAM [FLAG...]: run a program of this project as several processes that train together, by
+# msrun, rank i in a fresh FOLDER{i} beside scripts/ with its own LOG and a link called log. The screen shows the first
+# rank of this host; when a rank fails, the others are ended, the end of its log is shown, and the exit code is not 0.
+launch_ranks() {
+  local rank_folder=$REPO_ROOT/$1 log=$2 program=$REPO_ROOT/$3 rank
+  shift 3
+  use_python
+  export RANK_LOGS=$rank_folder$first_rank/msrun
+  for ((rank = first_rank; rank < first_rank + device_num; rank++)); do
+    fresh_folder "$rank_folder$rank"
+    ln -s "$log" "$rank_folder$rank/log"
+    : >"$rank_folder$rank/$log"
+  done
+  mkdir "$RANK_LOGS"
+  # Ranks wait for one that evaluates or compiles longer; a dead one is noticed by its host, or by the scheduler after
+  # MS_NODE_TIMEOUT seconds without a sign of life.
+  export MS_CPU_COMM_OP_TIMEOUT=${MS_CPU_COMM_OP_TIMEOUT:-86400} HCCL_EXEC_TIMEOUT=${HCCL_EXEC_TIMEOUT:-7200}
+  export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-600} MS_NODE_TIMEOUT=${MS_NODE_TIMEOUT:-30}
+  local command=(msrun "${cluster[@]}" --log_dir="$RANK_LOGS" --join=True "$REPO_ROOT/scripts/rank_worker.py"
+    "$rank_folder" "$log" "$program" "$@")
+  if [[ $detach == true ]]; then
+    setsid nohup "${command[@]}" >"$RANK_LOGS/msrun.log" 2>&1 </dev/null &
+    printf 'process %s runs in the background; the output of rank i goes to %s\n' "$!" "$rank_folder{i}/$log"
+  else
+    watch_ranks "$rank_folder" "$log" "${command[@]}"
+  fi
+}
+
+# watch_ranks FOLDER LOG COMMAND...: run msrun, showing the log of this host's first rank; see launch_ranks.
+watch_ranks() {
+  local folder=$1 name=$2 launcher code=0 signalled=0 rank
+  shift 2
+  "$@" >"$RANK_LOGS/msrun.log" 2>&1 &
+  launcher=$!
+  trap 'signalled=143; stop_ranks "$launcher"' TERM
+  trap 'signalled=130; stop_ranks "$launcher"' INT
+  tail --pid="$launcher" -n +1 -f "$folder$first_rank/$name" &
+  wait "$launcher" || code=$?
+  wait || true
+  if [[ $signalled -ne 0 ]]; then
+    exit "$signalled"
+  elif [[ -s $RANK_LOGS/failures ]]; then
+    read -r rank code <"$RANK_LOGS/failures"
+    printf 'ERROR: rank %s ended with code %s and the others with it; the end of %s:\n' "$rank" "$code" \
+      "$folder$rank/$name" >&2
+    tail -n 20 "$folder$rank/$name" >&2
+    exit 1
+  elif [[ $code -ne 0 ]]; then
+    tail -n 20 "$RANK_LOGS/msrun.log" >&2
+    die "the ranks did not come together, or the first host has ended; more is in $RANK_LOGS"
+  fi
+}
+
+# stop_ranks PID: end msrun, which ends its ranks when it is interrupted, though not while it starts; so ask again.
+stop_ranks() {
+  while kill -INT "$1" 2>/dev/null; do sleep 1; done
 }
