@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_start(config)
     device = init_device(config)
     network = load_pretrained(build_detector(config), config.pre_trained, finetune=config.finetune)
-    records = ensure_mindrecord(config, training=True, rank=device.rank)
+    records = ensure_mindrecord(config, training=True, local_rank=device.local_rank,
+                                distributed=config.run_distribute)
     dataset = create_train_dataset(config, records, rank=device.rank, num_shards=device.num_devices,
                                    with_image_id=True)
     evaluates = config.run_eval and device.rank == 0

@@ -224,7 +224,7 @@ launch_ranks() {
 
 # watch_ranks FOLDER LOG COMMAND...: run msrun, showing the log of this host's first rank; see launch_ranks.
 watch_ranks() {
-  local folder=$1 name=$2 launcher code=0 signalled=0 rank
+  local folder=$1 name=$2 launcher code=0 signalled=0 rank how
   shift 2
   "$@" >"$RANK_LOGS/msrun.log" 2>&1 &
   launcher=$!
@@ -236,9 +236,8 @@ watch_ranks() {
   if [[ $signalled -ne 0 ]]; then
     exit "$signalled"
   elif [[ -s $RANK_LOGS/failures ]]; then
-    read -r rank code <"$RANK_LOGS/failures"
-    printf 'ERROR: rank %s ended with code %s and the others with it; the end of %s:\n' "$rank" "$code" \
-      "$folder$rank/$name" >&2
+    read -r rank how <"$RANK_LOGS/failures"
+    printf 'ERROR: rank %s %s, and the others were ended; the end of %s:\n' "$rank" "$how" "$folder$rank/$name" >&2
     tail -n 20 "$folder$rank/$name" >&2
     exit 1
   elif [[ $code -ne 0 ]]; then

@@ -38,9 +38,10 @@ def main() -> int:
 
 
 def note_failure(logs: Path, rank: str, code: int) -> None:
-    """Write down rank and code, the first failure in the first line, and end this host's scheduler."""
+    """Write down rank and how it ended, the first failure in the first line, and end this host's scheduler."""
+    how = f"ended with code {code}" if code > 0 else f"was killed by signal {-code}"
     with (logs / FAILURES_FILE).open("a", encoding="ascii") as failures:
-        failures.write(f"{rank} {code}\n")
+        failures.write(f"{rank} {how}\n")
     with suppress(FileNotFoundError, ProcessLookupError):
         os.kill(int((logs / SCHEDULER_FILE).read_text(encoding="ascii")), signal.SIGKILL)
 

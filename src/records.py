@@ -122,9 +122,11 @@ class RecordSet:
         return [str(self.folder / name) for name in self.data_names]
 
 
-def ensure_mindrecord(config: Config, *, training: bool, rank: int = 0,
+def ensure_mindrecord(config: Config, *, training: bool, local_rank: int = 0, distributed: bool = False,
                       stall_seconds: float = STALL_SECONDS) -> list[str]:
-    """Give the record files of training or evaluation; rank 0 makes them when they are absent or out of date.
+    """Give the record files of training or evaluation; they are made when they are absent or out of date.
+
+    In a distributed run the first rank of each host makes them; where hosts share the folder, the one that comes first.
 
     Records are out of date when the annotation file, `coco_classes`, `num_gts` or `ignore_unknown` have changed
     since, or `skip_bad_images` was turned off after pictures were skipped. Pictures changed under their old
@@ -134,7 +136,8 @@ def ensure_mindrecord(config: Config, *, training: bool, rank: int = 0,
     Args:
         config (Config): gives data, classes and `mindrecord_dir`.
         training (bool): 8 files `FasterRcnn.mindrecord0..7`, or one file `FasterRcnn_eval.mindrecord`.
-        rank (int): of this process; all but rank 0 wait until the records are there.
+        local_rank (int): of this process on its host; all but rank 0 wait until the records are there.
+        distributed (bool): other processes of this run may make the same records, so wait for them.
         stall_seconds (float): a waiting rank gives up when the folder has not changed for so long.
 
     Returns:
@@ -142,21 +145,23 @@ def ensure_mindrecord(config: Config, *, training: bool, rank: int = 0,
 
     Raises:
         UserError: annotations or pictures are missing or faulty (each is named), files of others are in the
-            way, another process is converting, the disk is too small, or rank 0 has stopped.
+            way, a process of another run is converting, the disk is too small, or the rank waited for has stopped.
     """
     name, num_files = (TRAIN_NAME, NUM_TRAIN_FILES) if training else (EVAL_NAME, NUM_EVAL_FILES)
     records = RecordSet(Path(config.mindrecord_dir), name, num_files)
     source = _source(config, training=training)
     tolerant = training and config.skip_bad_images
-    if rank > 0:
+    if local_rank > 0:
         _wait_for_records(records, source, tolerant, stall_seconds)
     elif not _is_current(records, source, tolerant):
-        with _lock(records):
-            _remove_unfinished(records)
-            _check_nothing_foreign(records)
-            _convert(config, records, source, training=training, tolerant=tolerant)
+        with _lock(records, wait=distributed):
+            # Another host may have made them meanwhile.
+            if not _is_current(records, source, tolerant):
+                _remove_unfinished(records)
+                _check_nothing_foreign(records)
+                _convert(config, records, source, training=training, tolerant=tolerant)
     report = ConversionReport(**_read_manifest(records)["report"])
-    if rank == 0:
+    if local_rank == 0:
         _log_report(records, report, config.num_gts, training=training)
     return records.paths
 
@@ -223,8 +228,8 @@ def _publish(records: RecordSet, source: dict[str, Any], report: ConversionRepor
 # ---- several processes -----------------------------------------------------------------------------------
 
 @contextlib.contextmanager
-def _lock(records: RecordSet) -> Iterator[None]:
-    """Hold a set against other processes; the lock ends with the process, however it ends."""
+def _lock(records: RecordSet, *, wait: bool) -> Iterator[None]:
+    """Hold a set against other processes; the lock ends with its process, however that ends, and so does waiting."""
     path = records.folder / f".{records.name}.lock"
     try:
         records.folder.mkdir(parents=True, exist_ok=True)
@@ -236,22 +241,27 @@ def _lock(records: RecordSet) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            if wait:
+                LOGGER.info("another host is making %s in %s; waiting for it", records.name, records.folder)
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                yield
+                return
             raise UserError(f"another process is making {records.name} in {records.folder}; wait until it has "
                             "finished or give another mindrecord_dir") from error
         yield
 
 
 def _wait_for_records(records: RecordSet, source: dict[str, Any], tolerant: bool, stall_seconds: float) -> None:
-    """Wait while rank 0 converts, as long as something in the folder keeps changing."""
+    """Wait while this host's first rank converts, as long as something in the folder keeps changing."""
     last_state, last_change = None, time.monotonic()
     while not _is_current(records, source, tolerant):
         state = _folder_state(records)
         if state != last_state:
             last_state, last_change = state, time.monotonic()
         elif time.monotonic() - last_change > stall_seconds:
-            raise UserError(f"rank 0 has not finished {records.name} in {records.folder}: nothing has changed there "
-                            f"for {stall_seconds:g} s. See the log of rank 0; all ranks need the same annotations, "
-                            "classes and mindrecord_dir")
+            raise UserError(f"the first rank of this host has not finished {records.name} in {records.folder}: nothing "
+                            f"has changed there for {stall_seconds:g} s. See its log; all ranks need the same "
+                            "annotations, classes and mindrecord_dir")
         time.sleep(min(1.0, stall_seconds / 10))
 
 

@@ -49,12 +49,14 @@ class Device:
         device_id (int): number of the device on this machine.
         rank (int): number of this process, from 0.
         num_devices (int): processes that train together.
+        local_rank (int): number of this process among those of its host, from 0.
     """
 
     target: str
     device_id: int = 0
     rank: int = 0
     num_devices: int = 1
+    local_rank: int = 0
 
 
 def init_device(config) -> Device:
@@ -84,9 +86,29 @@ def init_device(config) -> Device:
     ms.set_seed(config.seed)
     if not config.run_distribute:
         return Device(config.device_target, environment.device_id)
-    from mindspore.communication import get_group_size, get_rank, init
-    init()
-    return Device(config.device_target, environment.device_id, get_rank(), get_group_size())
+    return _join_ranks(config.device_target, environment.device_id)
+
+
+# What says that a launcher has started this process: msrun, mpirun, or a rank table as on older Ascend systems.
+LAUNCHER_VARIABLES = ("MS_ROLE", "OMPI_COMM_WORLD_RANK", "RANK_TABLE_FILE")
+
+
+def _join_ranks(target: str, device_id: int) -> Device:
+    """Meet the other processes of a distributed run; the scheduler, which runs the program too, stays in here.
+
+    Raises:
+        UserError: no launcher has started this process, or the others do not come.
+    """
+    from mindspore.communication import get_group_size, get_local_rank, get_rank, init
+    if not any(os.environ.get(variable) for variable in LAUNCHER_VARIABLES):
+        raise UserError(f"run_distribute is True, but no launcher has started this process. Use "
+                        f"scripts/run_distribute_train_{target.lower()}.sh, or leave run_distribute at False")
+    try:
+        init()
+    except RuntimeError as error:
+        raise UserError(f"the processes of this run did not come together; are all hosts started, and can they reach "
+                        f"each other? MindSpore says: {first_line(error)}") from error
+    return Device(target, device_id, get_rank(), get_group_size(), get_local_rank())
 
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:

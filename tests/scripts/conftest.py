@@ -1,4 +1,6 @@
 """A copy of the project that scripts may write into."""
+import re
+
 import pytest
 
 from tests.helpers import REPO_ROOT
@@ -6,11 +8,11 @@ from tests.helpers import REPO_ROOT
 
 @pytest.fixture
 def project(tmp_path):
-    """The project under another name with blanks, so that its eval/ is not touched."""
+    """The project under another name with blanks, without the folders that runs of its own have left."""
     folder = tmp_path / "my project"
     folder.mkdir()
     for path in REPO_ROOT.iterdir():
-        if path.name not in (".git", "eval", "scripts"):
+        if path.name not in (".git", "scripts") and not re.match(r"(train|eval|train_parallel\d+)(\.\d+)?$", path.name):
             (folder / path.name).symlink_to(path)
     (folder / "scripts").mkdir()
     for path in (REPO_ROOT / "scripts").iterdir():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -307,15 +308,15 @@ def test_the_run_after_a_sigkill_makes_the_set(coco_root, point):
 def test_another_process_is_converting(coco_root):
     config = config_for(coco_root)
     held = records.RecordSet(coco_root / "records", "FasterRcnn.mindrecord", 8)
-    with records._lock(held), pytest.raises(UserError, match="another process is making"):
+    with records._lock(held, wait=False), pytest.raises(UserError, match="another process is making"):
         ensure_mindrecord(config, training=True)
     assert len(image_ids(ensure_mindrecord(config, training=True))) == 10
 
 
-def test_another_rank_waits_for_rank_zero(coco_root):
+def test_another_rank_waits_for_the_first(coco_root):
     config = config_for(coco_root)
     result = []
-    waiting = threading.Thread(target=lambda: result.append(ensure_mindrecord(config, training=True, rank=1)))
+    waiting = threading.Thread(target=lambda: result.append(ensure_mindrecord(config, training=True, local_rank=1)))
     waiting.start()
     waiting.join(timeout=0.5)
     assert waiting.is_alive()
@@ -324,17 +325,40 @@ def test_another_rank_waits_for_rank_zero(coco_root):
     assert result == [paths]
 
 
+def test_hosts_that_share_a_folder_wait_for_each_other(coco_root, monkeypatch):
+    """The first ranks of two hosts start at once: one converts, the other takes what it made."""
+    config = config_for(coco_root)
+    held = records.RecordSet(Path(config.mindrecord_dir), records.TRAIN_NAME, records.NUM_TRAIN_FILES)
+    conversions, result = [], []
+    convert = records._convert
+    monkeypatch.setattr(records, "_convert", lambda *args, **more: (conversions.append(1), convert(*args, **more)))
+
+    def host():
+        result.append(ensure_mindrecord(config, training=True, distributed=True))
+
+    with records._lock(held, wait=False):
+        waiting = [threading.Thread(target=host) for _ in range(2)]
+        for thread in waiting:
+            thread.start()
+        time.sleep(0.5)
+        assert all(thread.is_alive() for thread in waiting)
+    for thread in waiting:
+        thread.join(timeout=20)
+    assert len(conversions) == 1
+    assert result[0] == result[1] != []
+
+
 def test_another_rank_does_not_wait_for_ever(coco_root):
-    with pytest.raises(UserError, match="rank 0 has not finished"):
-        ensure_mindrecord(config_for(coco_root), training=True, rank=1, stall_seconds=0.3)
+    with pytest.raises(UserError, match="first rank of this host has not finished"):
+        ensure_mindrecord(config_for(coco_root), training=True, local_rank=1, stall_seconds=0.3)
 
 
 def test_another_rank_does_not_take_an_old_set(coco_root):
     config = config_for(coco_root)
     ensure_mindrecord(config, training=True)
     make_coco(coco_root, "train2017", 4, first_id=50)
-    with pytest.raises(UserError, match="rank 0 has not finished"):
-        ensure_mindrecord(config, training=True, rank=1, stall_seconds=0.3)
+    with pytest.raises(UserError, match="first rank of this host has not finished"):
+        ensure_mindrecord(config, training=True, local_rank=1, stall_seconds=0.3)
 
 
 # ---- real data

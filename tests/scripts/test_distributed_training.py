@@ -1,0 +1,89 @@
+"""Training with two processes on this machine, through the launcher, on real pictures."""
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from tests.helpers import BCCD, REPO_ROOT, needs_shared
+
+CLASSES = "--coco_classes=['background','RBC','WBC','Platelets']"
+SIZES = ["--img_width=128", "--img_height=128"]
+# Nothing is left to chance and every picture weighs the same: all anchors and all rows of the box head are samples,
+# each is positive or negative, and batch norms take no statistics of the batch.
+NO_CHANCE = ["--pos_iou_thr=0.5", "--neg_iou_thr=0.5", "--num_expected_pos=1000", "--num_expected_neg=5000",
+             "--pos_iou_thr_stage2=0.5", "--neg_iou_thr_stage2=0.5", "--num_expected_pos_stage2=18",
+             "--num_expected_neg_stage2=18", "--num_expected_total_stage2=18", "--roi_sample_num=36",
+             "--rpn_proposal_max_num=16", "--num_bboxes_stage2=16", "--rpn_proposal_nms_post=16"]
+# From the first step on a rate that moves the parameters.
+RATE = ["--base_lr=0.016", "--warmup_step=0"]
+# A program of the project, as one process or as two.
+ALONE = 'source "$0/scripts/common.sh"; detach=false; launch train train.log "$@"'
+TOGETHER = 'source "$0/scripts/common.sh"; detach=false; read_hosts 2; launch_ranks train_parallel train.log "$@"'
+
+pytestmark = needs_shared
+
+
+@pytest.fixture
+def cells(tmp_path):
+    """Ten pictures of blood cells with two boxes each."""
+    root = tmp_path / "cells"
+    (root / "annotations").mkdir(parents=True)
+    (root / "train2017").symlink_to(BCCD / "train2017")
+    content = json.loads((BCCD / "annotations" / "instances_train2017.json").read_text())
+    boxes = defaultdict(list)
+    for row in content["annotations"]:
+        boxes[row["image_id"]].append(row)
+    content["images"] = [image for image in content["images"] if len(boxes[image["id"]]) >= 2][:10]
+    content["annotations"] = [row for image in content["images"] for row in boxes[image["id"]][:2]]
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A detector's checkpoint: random weights, batch norms as they are made."""
+    from src.convert_checkpoint import write_checkpoint
+    from src.FasterRcnn import build_detector
+    from src.model_utils.config import load_config
+    network = build_detector(load_config(["--device_target=CPU", CLASSES, *SIZES]))
+    parameters = network.parameters_dict()
+    write_checkpoint(parameters, tmp_path / "start.ckpt", {})
+    return tmp_path / "start.ckpt", {name: value.asnumpy() for name, value in parameters.items()}
+
+
+def run(project, script, *arguments, **environment):
+    return subprocess.run(["bash", "-c", script, project, *arguments], env=os.environ | {"PYTHONPATH": str(REPO_ROOT)} | environment, check=False,
+                          capture_output=True, text=True, timeout=400)
+
+
+def test_two_processes_are_one_with_twice_the_batch(project, cells, start):
+    """Five steps: both ranks end with the same parameters, and with those of one process that saw both pictures."""
+    path, before = start
+    flags = ["tests/scripts/rank_program.py", "--device_target=CPU", CLASSES, *SIZES, *NO_CHANCE, *RATE,
+             f"--coco_root={cells}", f"--pre_trained={path}", "--epoch_size=1"]
+    alone = run(project, ALONE, *flags, "--batch_size=2")
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    together = run(project, TOGETHER, *flags, "--batch_size=1", "--run_distribute=True")
+    assert together.returncode == 0, together.stdout + together.stderr
+    single, first, second = (dict(np.load(project / folder / "parameters.npz"))
+                             for folder in ("train", "train_parallel0", "train_parallel1"))
+    assert set(single) == set(first) == set(second) == set(before)
+    moved = max(np.abs(single[name] - before[name]).max() for name in before)
+    assert moved > 2e-3
+    for name in before:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+        np.testing.assert_allclose(first[name], single[name], rtol=0, atol=1e-5, err_msg=name)
+    losses = [(project / f"train_parallel{rank}" / f"loss_{rank}.log").read_text().splitlines() for rank in range(2)]
+    assert [len(lines) for lines in losses] == [5, 5]
+    # Each rank sees other pictures.
+    assert losses[0] != losses[1]
+    # Rank 0 alone writes checkpoints.
+    assert [str(found.relative_to(project)) for found in project.glob("train_parallel*/ckpt*/*")] == [
+        "train_parallel0/ckpt_0/faster_rcnn-1_5.ckpt"]
+    rule = "learning rate 0.002 = base_lr 0.016 x 2 devices x batch 1 / 16"
+    assert rule in (project / "train_parallel1" / "train.log").read_text()
