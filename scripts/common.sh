@@ -237,9 +237,9 @@ watch_ranks() {
     exit "$signalled"
   elif [[ -s $RANK_LOGS/failures ]]; then
     read -r rank how <"$RANK_LOGS/failures"
-    printf 'ERROR: rank %s %s, and the others were ended; the end of %s:\n' "$rank" "$how" "$folder$rank/$name" >&2
+    printf '\nthe end of %s:\n' "$folder$rank/$name" >&2
     tail -n 20 "$folder$rank/$name" >&2
-    exit 1
+    die "rank $rank $how, and the others were ended; the end of its log stands above"
   elif [[ $code -ne 0 ]]; then
     tail -n 20 "$RANK_LOGS/msrun.log" >&2
     die "the ranks did not come together, or the first host has ended; more is in $RANK_LOGS"

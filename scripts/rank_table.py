@@ -31,25 +31,23 @@ def read_servers(path: Path) -> list[Server]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        servers = []
-        for entry in content["server_list"]:
-            devices = sorted((int(device["rank_id"]), int(device["device_id"])) for device in entry["device"])
-            servers.append((devices[0][0], Server(str(entry["server_id"]), tuple(number for _, number in devices))))
-            ranks = [rank for rank, _ in devices]
-            if ranks != list(range(ranks[0], ranks[0] + len(ranks))):
-                raise ValueError(f"the ranks of server {entry['server_id']} are {ranks}, not consecutive")
-        if int(content.get("server_count", len(servers))) != len(servers):
-            raise ValueError(f"server_count is {content['server_count']}, server_list holds {len(servers)}")
-        if not servers:
-            raise ValueError("server_list is empty")
-    except (OSError, KeyError, IndexError, TypeError) as error:
+        entries = [(str(entry["server_id"]),
+                    sorted((int(device["rank_id"]), int(device["device_id"])) for device in entry["device"]))
+                   for entry in content["server_list"]]
+        entries.sort(key=lambda entry: entry[1][0])
+        server_count = int(content.get("server_count", len(entries)))
+    except (OSError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"not a rank table ({type(error).__name__}: {error}); expected the JSON of hccl_tools: "
                          "server_list with server_id and device, each device with device_id and rank_id") from error
-    servers = [server for _, server in sorted(servers, key=lambda pair: pair[0])]
-    counts = [len(server.device_ids) for server in servers]
+    if not entries or server_count != len(entries):
+        raise ValueError(f"server_count is {server_count}, server_list holds {len(entries)}")
+    ranks = [rank for _, devices in entries for rank, _ in devices]
+    if ranks != list(range(len(ranks))):
+        raise ValueError(f"the ranks are {ranks}; expected those of a server to follow each other, from 0")
+    counts = [len(devices) for _, devices in entries]
     if len(set(counts)) > 1:
         raise ValueError(f"the servers hold {counts} devices; msrun needs equally many on each")
-    return servers
+    return [Server(address, tuple(device_id for _, device_id in devices)) for address, devices in entries]
 
 
 def find_node_rank(servers: Sequence[Server], given: str) -> int:

@@ -4,6 +4,7 @@ import re
 import pytest
 
 from tests.helpers import REPO_ROOT
+from tests.scripts.caller import Caller
 
 
 @pytest.fixture
@@ -18,3 +19,8 @@ def project(tmp_path):
     for path in (REPO_ROOT / "scripts").iterdir():
         (folder / "scripts" / path.name).write_bytes(path.read_bytes())
     return folder
+
+
+@pytest.fixture
+def caller(project, tmp_path):
+    return Caller(project, tmp_path / "home" / "my folder")

@@ -1,10 +1,12 @@
 """Training with two processes on this machine, through the launcher, on real pictures."""
 import json
 import os
+import re
 import signal
 import subprocess
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,8 +59,8 @@ def start(tmp_path):
 
 
 def run(project, script, *arguments, **environment):
-    return subprocess.run(["bash", "-c", script, project, *arguments], env=os.environ | {"PYTHONPATH": str(REPO_ROOT)} | environment, check=False,
-                          capture_output=True, text=True, timeout=400)
+    return subprocess.run(["bash", "-c", script, project, *arguments], check=False, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(REPO_ROOT)} | environment, timeout=400)
 
 
 def test_two_processes_are_one_with_twice_the_batch(project, cells, start):
@@ -87,3 +89,61 @@ def test_two_processes_are_one_with_twice_the_batch(project, cells, start):
         "train_parallel0/ckpt_0/faster_rcnn-1_5.ckpt"]
     rule = "learning rate 0.002 = base_lr 0.016 x 2 devices x batch 1 / 16"
     assert rule in (project / "train_parallel1" / "train.log").read_text()
+
+
+# ---- ends
+
+@pytest.fixture
+def running(project, cells):
+    """The launcher, when both processes have made two steps of a long training; afterwards nothing of it is left."""
+    arguments = ["2", "", "resnet_v1.5_50", cells, CLASSES, *SIZES, "--batch_size=1", "--frozen_stages=-1",
+                 "--norm_eval=False", "--epoch_size=100"]
+    launcher = subprocess.Popen(["bash", project / "scripts" / "run_distribute_train_cpu.sh", *arguments], text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    log = project / "train_parallel1" / "loss_1.log"
+    deadline = time.monotonic() + 300
+    while not (log.is_file() and "step: 2," in log.read_text()):
+        assert launcher.poll() is None, launcher.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    yield launcher
+    for pid in processes_of(project):
+        os.kill(pid, signal.SIGKILL)
+
+
+def processes_of(project, rank=None):
+    """Processes of a program in this copy of the project; of one rank alone, that of train.py."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().decode().split("\0")
+            variables = (folder / "environ").read_bytes().decode().split("\0")
+        except (OSError, ValueError):
+            continue
+        if f"{project}/train.py" in command:
+            found[int(folder.name)] = (command[1], variables)
+    if rank is None:
+        return list(found)
+    return [pid for pid, (program, variables) in found.items()
+            if program == f"{project}/train.py" and f"RANK_ID={rank}" in variables and "MS_ROLE=MS_WORKER" in variables]
+
+
+def test_killed_rank_ends_the_others(running, project):
+    killed, = processes_of(project, rank=1)
+    os.kill(killed, signal.SIGKILL)
+    output, errors = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert processes_of(project) == []
+    # The screen has shown rank 0; then comes the log of the rank that failed first.
+    assert re.search(r"epoch 1/100 step 2/5: total_loss", output)
+    assert f"the end of {project}/train_parallel1/train.log:\n" in errors
+    assert errors.endswith("ERROR: rank 1 was killed by signal 9, and the others were ended; the end of its log stands "
+                           "above\n")
+    assert "Traceback" not in errors
+
+
+def test_sigterm_ends_all_ranks(running, project):
+    running.terminate()
+    running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert processes_of(project) == []

@@ -1,6 +1,5 @@
 """Scripts of one device, against a stub of python that records what it is called with, and on CPU for real."""
 import json
-import os
 import re
 import subprocess
 import time
@@ -29,47 +28,6 @@ SCRIPTS = {
                                           *(flag.replace("checkpoint_path", "file_name") for flag in EVAL)], {},
                          "eval"),
 }
-STUB = """#!/bin/bash
-# Stands for python: writes down its arguments, some variables and its folder, and ends as it is told.
-printf '%s\\0' "$@" >"$RECORD/arguments"
-printf '%s\\n' "${DEVICE_ID-unset}" "${CUDA_VISIBLE_DEVICES-unset}" "$PWD" >"$RECORD/environment"
-echo "the program's output"
-exit "${STUB_EXIT:-0}"
-"""
-
-
-class Caller:
-    """A user in a folder with blanks, who calls scripts of a copy of the project."""
-
-    def __init__(self, project, folder):
-        self.project, self.folder = project, folder
-        self.record = folder.parent / "record"
-        stub = folder.parent / "stub bin" / "python"
-        for made in (folder / "my coco", self.record, stub.parent):
-            made.mkdir(parents=True)
-        stub.write_text(STUB)
-        stub.chmod(0o755)
-        for name in ("it's.ckpt", "val.json", "mine.yaml"):
-            (folder / name).write_text("")
-        kept = {name: value for name, value in os.environ.items()
-                if name not in ("DEVICE_ID", "CUDA_VISIBLE_DEVICES")}
-        # An activated environment: the scripts take its python.
-        self.environment = kept | {"VIRTUAL_ENV": str(stub.parent.parent), "RECORD": str(self.record),
-                                   "PATH": f"{stub.parent}:{os.environ['PATH']}"}
-
-    def __call__(self, script, *arguments, **environment):
-        return subprocess.run(["bash", self.project / "scripts" / script, *arguments], cwd=self.folder, check=False,
-                              env=self.environment | environment, capture_output=True, text=True, timeout=60)
-
-    def recorded(self):
-        """Arguments of the program, and DEVICE_ID, CUDA_VISIBLE_DEVICES and folder that it saw."""
-        arguments = (self.record / "arguments").read_text().split("\0")[:-1]
-        return arguments, (self.record / "environment").read_text().splitlines()
-
-
-@pytest.fixture
-def caller(project, tmp_path):
-    return Caller(project, tmp_path / "home" / "my folder")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
