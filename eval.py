@@ -22,14 +22,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from src.evaluation import Evaluation
     from src.model_file import load_model
     from src.model_utils.config import describe, load_config
+    from src.model_utils.device_adapter import job
     from src.runtime import init_device
 
     config = load_config(argv)
     for line in describe(config):
         LOGGER.info(line)
-    init_device(config)
-    model = load_model(config.checkpoint_path, config)
-    Evaluation(model.info.configuration(config)).score(model)
+    with job(config):
+        init_device(config)
+        model = load_model(config.checkpoint_path, config)
+        Evaluation(model.info.configuration(config)).score(model)
     return 0
 
 

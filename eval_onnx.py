@@ -20,16 +20,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     from src.evaluation import Evaluation
     from src.model_file import load_model
     from src.model_utils.config import describe, load_config
+    from src.model_utils.device_adapter import job
     from src.model_utils.errors import UserError
 
     config = load_config(argv)
     for line in describe(config):
         LOGGER.info(line)
-    if not config.file_name.endswith(".onnx"):
-        raise UserError(f"file_name is {config.file_name}: expected an ONNX file, such as "
-                        "--file_name=faster_rcnn.onnx; checkpoints and MINDIR files are for eval.py")
-    model = load_model(config.file_name, config)
-    Evaluation(model.info.configuration(config)).score(model)
+    with job(config):
+        if not config.file_name.endswith(".onnx"):
+            raise UserError(f"file_name is {config.file_name}: expected an ONNX file, such as "
+                            "--file_name=faster_rcnn.onnx; checkpoints and MINDIR files are for eval.py")
+        model = load_model(config.file_name, config)
+        Evaluation(model.info.configuration(config)).score(model)
     return 0
 
 

@@ -20,13 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_process()          # before anything imports MindSpore
     from src.exporter import export_detector
     from src.model_utils.config import describe, load_config
+    from src.model_utils.device_adapter import job
     from src.runtime import init_device
 
     config = load_config(argv)
     for line in describe(config):
         LOGGER.info(line)
-    init_device(config)
-    export_detector(config)
+    with job(config):
+        init_device(config)
+        export_detector(config)
     return 0
 
 

@@ -20,17 +20,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     from src.annotations import category_ids, coco_ground_truth
     from src.files import check_writable
     from src.model_utils.config import describe, load_config
+    from src.model_utils.device_adapter import job
     from src.result_files import add_result_files
     from src.util import CocoEvaluator, dataset_name
 
     config = load_config(argv)
     for line in describe(config):
         LOGGER.info(line)
-    output_dir = check_writable(config.eval_output_path)
-    ground_truth = coco_ground_truth(config)
-    evaluator = CocoEvaluator(ground_truth, category_ids(config, ground_truth), dataset_name(config))
-    add_result_files(evaluator, config.result_path)
-    evaluator.summarize(output_dir)
+    with job(config):
+        output_dir = check_writable(config.eval_output_path)
+        ground_truth = coco_ground_truth(config)
+        evaluator = CocoEvaluator(ground_truth, category_ids(config, ground_truth), dataset_name(config))
+        add_result_files(evaluator, config.result_path)
+        evaluator.summarize(output_dir)
     return 0
 
 

@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from src.files import check_writable
     from src.model_file import load_model
     from src.model_utils.config import load_config
+    from src.model_utils.device_adapter import job
     from src.picture_sources import find_inputs, output_paths
     from src.prediction import Predictor
     from src.runtime import init_device
@@ -61,14 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(flags)
     if "device_target" not in config.command_line:
         config = load_config([*flags, "--device_target=CPU"])
-    inputs = find_inputs(arguments.input)
-    targets = output_paths(inputs, Path(arguments.output_dir), f".{arguments.picture_format}")
-    output_dir = check_writable(arguments.output_dir)
-    init_device(config)
-    predictor = Predictor(load_model(arguments.model, config), output_dir, arguments.score_thr)
-    predictor.run(inputs, targets)
-    results = predictor.write_results(arguments.results)
-    LOGGER.info("%s; drawn copies in %s, results in %s", predictor.summary(), output_dir, results)
+    with job(config):
+        inputs = find_inputs(arguments.input)
+        targets = output_paths(inputs, Path(arguments.output_dir), f".{arguments.picture_format}")
+        output_dir = check_writable(arguments.output_dir)
+        init_device(config)
+        predictor = Predictor(load_model(arguments.model, config), output_dir, arguments.score_thr)
+        predictor.run(inputs, targets)
+        results = predictor.write_results(arguments.results)
+        LOGGER.info("%s; drawn copies in %s, results in %s", predictor.summary(), output_dir, results)
     return 0
 
 

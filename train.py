@@ -20,21 +20,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     from src.dataset import create_train_dataset, ensure_mindrecord
     from src.FasterRcnn import build_detector
     from src.model_utils.config import describe, load_config
+    from src.model_utils.device_adapter import job
     from src.network_define import check_start, train
     from src.runtime import init_device
 
     config = load_config(argv)
     for line in describe(config):
         LOGGER.info(line)
-    check_start(config)
-    device = init_device(config)
-    network = load_pretrained(build_detector(config), config.pre_trained, finetune=config.finetune)
-    records = ensure_mindrecord(config, training=True, local_rank=device.local_rank,
-                                distributed=config.run_distribute)
-    dataset = create_train_dataset(config, records, rank=device.rank, num_shards=device.num_devices,
-                                   with_image_id=True)
-    evaluates = config.run_eval and device.rank == 0
-    train(network, dataset, config, device, evaluation(config, network) if evaluates else None)
+    with job(config):
+        check_start(config)
+        device = init_device(config)
+        network = load_pretrained(build_detector(config), config.pre_trained, finetune=config.finetune)
+        records = ensure_mindrecord(config, training=True, local_rank=device.local_rank,
+                                    distributed=config.run_distribute)
+        dataset = create_train_dataset(config, records, rank=device.rank, num_shards=device.num_devices,
+                                       with_image_id=True)
+        evaluates = config.run_eval and device.rank == 0
+        train(network, dataset, config, device, evaluation(config, network) if evaluates else None)
     return 0
 
 

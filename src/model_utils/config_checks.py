@@ -51,7 +51,6 @@ FIXED_KEYS: dict[str, tuple[Any, str]] = {
     "rpn_min_bbox_min_size": (0.0, "proposals are not filtered by size"),
     "sgd_step": ((8, 11), "nothing reads it; set milestones together with lr_type=multistep instead"),
     "sgd_momentum": (0.9, "nothing reads it; set momentum instead"),
-    "enable_modelarts": (False, "this release does not move data to and from ModelArts; give coco_root instead"),
     "enable_profiling": (False, "this release has no profiling of its own"),
 }
 

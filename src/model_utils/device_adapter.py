@@ -1,17 +1,19 @@
-"""Picks who tells a process its device, rank and job."""
+"""Picks who tells a process its device, rank and job, and who moves its files."""
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 
-from src.model_utils import local_adapter
+from src.model_utils import local_adapter, moxing_adapter
 from src.model_utils.config import Config
 from src.model_utils.local_adapter import ProcessEnvironment
 
-__all__ = ["ProcessEnvironment", "read_environment"]
+__all__ = ["ProcessEnvironment", "job", "read_environment"]
 
 
 def read_environment(config: Config, environ: Mapping[str, str] | None = None) -> ProcessEnvironment:
-    """Device, rank and job of this process.
+    """Device, rank and job of this process; ModelArts sets the same variables as launchers elsewhere.
 
     Args:
         config (Config): the configuration of the run.
@@ -24,3 +26,21 @@ def read_environment(config: Config, environ: Mapping[str, str] | None = None) -
         UserError: the environment is contradictory.
     """
     return local_adapter.read_environment(config, environ)
+
+
+def job(config: Config) -> contextlib.AbstractContextManager[None]:
+    """What a run stands in: on ModelArts its files are moved in and out, elsewhere nothing happens.
+
+    Args:
+        config (Config): ``enable_modelarts`` and the keys of ``moxing_adapter.synchronised``.
+
+    Returns:
+        AbstractContextManager: enter it before files are read.
+
+    Raises:
+        UserError: see ``read_environment``; on entering and leaving see ``moxing_adapter.synchronised``.
+    """
+    # msrun's scheduler runs the program too, but reads and writes no files.
+    if not config.enable_modelarts or os.environ.get("MS_ROLE") == "MS_SCHED":
+        return contextlib.nullcontext()
+    return moxing_adapter.synchronised(config, read_environment(config))
