@@ -70,7 +70,9 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         self.predict_boxes = BoxPredictor(box_coder, background_boxes, config.test_score_thr, config.test_iou_thr,
                                           config.test_max_per_img, config.test_nms_candidates)
         if config.device_target == "Ascend":
-            for part in (self.backbone, self.fpn_neck, self.rpn_with_loss.rpn_convs_list, self.rcnn):
+            # Not the whole box head: its losses would be computed in float16 too.
+            for part in (self.backbone, self.fpn_neck, self.rpn_with_loss.rpn_convs_list, self.rcnn.shared_fc_0,
+                         self.rcnn.shared_fc_1, self.rcnn.cls_scores, self.rcnn.reg_scores):
                 part.to_float(mstype.float16)
 
     def construct(self, img_data, img_metas, gt_bboxes=None, gt_labels=None, gt_valids=None):

@@ -78,18 +78,18 @@ class _NativeRoIAlign(nn.Cell):
 
     def construct(self, rois, levels, features):
         batch, num_rois, _ = rois.shape
-        dtype = features[0].dtype
         image = ops.reshape(ops.arange(batch), (batch, 1, 1))
         image = ops.cast(ops.broadcast_to(image, (batch, num_rois, 1)), rois.dtype)
         # Degenerate boxes at the left border (padding among them) hit the operator's unwritten output.
         x1, y1, x2, y2 = ops.split(rois, 1, axis=2)
         x2 = ops.where(ops.logical_and(ops.abs(x1) < _NATIVE_MIN_X, ops.abs(x2) < _NATIVE_MIN_X),
                        ops.full_like(x2, _NATIVE_MIN_X), x2)
-        rows = ops.cast(ops.reshape(ops.concat((image, x1, y1, x2, y2), axis=2), (-1, 5)), dtype)
+        rows = ops.reshape(ops.concat((image, x1, y1, x2, y2), axis=2), (-1, 5))
         levels = ops.reshape(levels, (-1, 1, 1, 1))
-        pooled = self.pools[0](features[0], rows)
+        # The operator wants one type for both, and float16 holds coordinates above 1024 to the pixel only.
+        pooled = self.pools[0](ops.cast(features[0], rois.dtype), rows)
         for level in range(1, len(self.pools)):
-            pooled = ops.where(levels == level, self.pools[level](features[level], rows), pooled)
+            pooled = ops.where(levels == level, self.pools[level](ops.cast(features[level], rois.dtype), rows), pooled)
         return pooled
 
 

@@ -49,7 +49,7 @@ class RPN(nn.Cell):
         assign (BboxAssignSample): targets of the losses.
 
     Inputs: features, tuple of Tensor (B, in_channels, H_l, W_l).
-    Outputs: tuples of logits (B, N_l) and of deltas (B, N_l, 4), one entry per level.
+    Outputs: tuples of logits (B, N_l) and of deltas (B, N_l, 4), one entry per level; float32.
     """
 
     # Where the smooth L1 of the deltas turns from square to linear, as published.
@@ -66,8 +66,9 @@ class RPN(nn.Cell):
         logits, deltas = (), ()
         for feature in features:
             level_logits, level_deltas = head(feature)
-            logits = logits + (level_logits,)
-            deltas = deltas + (level_deltas,)
+            # float16 has too few logits to rank 200,000 anchors.
+            logits = logits + (ops.cast(level_logits, mstype.float32),)
+            deltas = deltas + (ops.cast(level_deltas, mstype.float32),)
         return logits, deltas
 
     def losses(self, logits, deltas, gt_boxes, gt_valid):

@@ -11,6 +11,7 @@ printf '%s\\0' "$@" >"$RECORD/arguments"
 printf '%s\\n' "${DEVICE_ID-unset}" "${CUDA_VISIBLE_DEVICES-unset}" "$PWD" >"$RECORD/environment"
 echo "the program's output"
 env -0 >"$RECORD/variables"
+[[ -z ${STUB_WAIT:-} ]] || exec sleep 60
 exit "${STUB_EXIT:-0}"
 """
 

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -147,3 +148,43 @@ def test_sigterm_ends_all_ranks(running, project):
     running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
     assert processes_of(project) == []
+
+
+# ---- several hosts
+
+@pytest.fixture
+def hosts():
+    """Two network namespaces with a cable between them: 10.9.0.1 and 10.9.0.2."""
+    names = [f"frcnn{os.getpid()}{side}" for side in "ab"]
+    made = [subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
+            for name in names] if shutil.which("ip") else [False]
+    try:
+        if not all(made):
+            pytest.skip("network namespaces cannot be made here: they need root and the package iproute2")
+        subprocess.run(["ip", "link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable",
+                        "netns", names[1]], check=True)
+        for number, name in enumerate(names, start=1):
+            for command in (["addr", "add", f"10.9.0.{number}/24", "dev", "cable"], ["link", "set", "cable", "up"],
+                            ["link", "set", "lo", "up"]):
+                subprocess.run(["ip", "-n", name, *command], check=True)
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def test_two_hosts(project, cells, hosts):
+    """The launcher is called on each, with the variables of a cluster; together they take half of the pictures each."""
+    variables = {"NNODES": "2", "MASTER_ADDR": "10.9.0.1", "MASTER_PORT": "8200"}
+    arguments = ["1", "", "resnet_v1.5_50", cells, CLASSES, *SIZES, "--batch_size=1", "--frozen_stages=-1",
+                 "--norm_eval=False", "--epoch_size=1"]
+    launchers = [subprocess.Popen(
+        ["ip", "netns", "exec", host, "bash", project / "scripts" / "run_distribute_train_cpu.sh", *arguments],
+        env=os.environ | variables | {"NODE_RANK": str(number)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True) for number, host in enumerate(hosts)]
+    outputs = [launcher.communicate(timeout=300)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
+    assert "x 2 devices x batch 1 / 16" in outputs[1]
+    losses = [(project / f"train_parallel{rank}" / f"loss_{rank}.log").read_text().splitlines() for rank in range(2)]
+    assert [len(lines) for lines in losses] == [5, 5]
+    assert losses[0] != losses[1]

@@ -1,6 +1,7 @@
 """Scripts of one device, against a stub of python that records what it is called with, and on CPU for real."""
 import json
 import re
+import signal
 import subprocess
 import time
 
@@ -108,6 +109,18 @@ def test_detached_it_runs_on_by_itself(caller):
             break
         time.sleep(0.1)
     assert log.read_text() == "the program's output\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_reach_the_program(caller, number):
+    """The program has taken the place of the shell, so nothing stands between."""
+    script = caller.project / "scripts" / "run_standalone_train_cpu.sh"
+    launcher = subprocess.Popen(["bash", script, *TRAIN_ARGUMENTS], cwd=caller.folder, stdout=subprocess.PIPE,
+                                env=caller.environment | {"STUB_WAIT": "1"}, text=True)
+    assert launcher.stdout.readline() == "the program's output\n"
+    launcher.send_signal(number)
+    assert launcher.wait(10) == -number
+    launcher.stdout.close()
 
 
 # --- for real ---------------------------------------------------------------------------------------------------------

@@ -10,13 +10,11 @@ from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
 from src.network_define import TrainStep, build_optimizer
 from src.runtime import Device, init_device
-
-SMALL = ("--img_width=128", "--img_height=128", "--test_score_thr=0.0")
-SIZE = 128
+from tests.unit.FasterRcnn.small_detector import CANVAS, SETTINGS, config_of, randomise
 
 
 def config_for(target, *flags):
-    return load_config([f"--device_target={target}", *SMALL, *flags])
+    return load_config([f"--device_target={target}", *flags])
 
 
 # --- what is asked of MindSpore ---------------------------------------------------------------------------------------
@@ -64,81 +62,82 @@ def test_distributed_without_a_launcher(asked, monkeypatch, target):
 
 # --- the networks -----------------------------------------------------------------------------------------------------
 
+TARGETS = ("CPU", "GPU", "Ascend")
+HEIGHT, WIDTH = CANVAS
+
+
+def detector_for(target):
+    """The small detector as it is built for a device, always with the same weights."""
+    return randomise(build_detector(config_of(**SETTINGS, device_target=target)), seed=1)
+
+
 @pytest.fixture(scope="module")
-def detectors(graph_mode):
-    """The detector of each device, with the same weights."""
-    ms.set_seed(1)
-    built = {target: build_detector(config_for(target)) for target in ("CPU", "GPU", "Ascend")}
-    weights = built["CPU"].parameters_dict()
-    for detector in built.values():
-        ms.load_param_into_net(detector, {name: ms.Parameter(value.value().copy(), name=name)
-                                          for name, value in weights.items()})
-    return built
-
-
-@pytest.fixture
 def batch():
     """A picture of noise with one box."""
-    image = np.random.default_rng(0).normal(size=(1, 3, SIZE, SIZE)).astype(np.float32)
-    return (Tensor(image), Tensor([[SIZE, SIZE, 1.0]], mstype.float32), Tensor([[[5, 5, 60, 60]]], mstype.float32),
+    image = np.random.default_rng(0).normal(size=(1, 3, HEIGHT, WIDTH)).astype(np.float32)
+    return (Tensor(image), Tensor([[HEIGHT, WIDTH, 1.0]], mstype.float32), Tensor([[[5, 5, 40, 60]]], mstype.float32),
             Tensor([[1]], mstype.int32), Tensor([[True]]))
 
 
-def test_float16_on_ascend_alone(detectors):
-    """Convolutions and fully connected layers compute in float16; losses, boxes and scores do not."""
-    for target, detector in detectors.items():
-        halves = [name for name, cell in detector.cells_and_names() if cell.get_flags().get("fp16")]
-        if target != "Ascend":
-            assert halves == []
-            continue
-        assert {"backbone.conv1", "fpn_neck.fpn_convs_list.0", "rcnn.cls_scores"} <= set(halves)
-        assert not {"assign_rois", "proposals_train", "predict_boxes", "roi_align"} & set(halves)
+@pytest.fixture(scope="module")
+def steps(graph_mode, batch):
+    """What one training step of each device's detector gives: the losses, and how far every parameter has moved."""
+    found = {}
+    for target in TARGETS:
+        config = config_of(**SETTINGS, device_target=target)
+        detector = detector_for(target)
+        before = {value.name: value.asnumpy().copy() for value in detector.trainable_params()}
+        step = TrainStep(detector, build_optimizer(config, detector, [1e-3]), config.loss_scale)
+        step.set_train()
+        losses = step(*batch)
+        assert {value.dtype for value in losses} == {mstype.float32}
         assert {value.dtype for value in detector.get_parameters()} == {mstype.float32}
+        moved = {value.name: value.asnumpy() - before[value.name] for value in detector.trainable_params()}
+        found[target] = [float(value) for value in losses], moved
+    return found
 
 
-def test_operator_of_roi_align(detectors):
+@pytest.mark.parametrize("target", TARGETS)
+def test_float16_on_ascend_alone(target):
+    """There convolutions and fully connected layers compute in float16; losses, boxes and scores never do."""
+    halves = {name for name, cell in detector_for(target).cells_and_names() if cell.get_flags().get("fp16")}
+    if target != "Ascend":
+        assert halves == set()
+    else:
+        assert {"backbone.conv1", "fpn_neck.fpn_convs_list.0", "rcnn.shared_fc_0", "rcnn.cls_scores"} <= halves
+        assert not halves & {"", "rcnn", "rpn_with_loss", "assign_rois", "proposals_train", "predict_boxes",
+                             "roi_align"}
+
+
+def test_operator_of_roi_align():
     """Ascend and GPU take MindSpore's own operator, the CPU the sparse product."""
-    names = {target: type(detector.roi_align.pool).__name__ for target, detector in detectors.items()}
+    names = {target: type(detector_for(target).roi_align.pool).__name__ for target in TARGETS}
     assert names["GPU"] == names["Ascend"] == "_NativeRoIAlign" != names["CPU"]
 
 
-def test_detections_on_gpu(detectors, batch):
+def test_detections_on_gpu(graph_mode, batch):
     found = {}
     for target in ("CPU", "GPU"):
-        detectors[target].set_train(False)
-        found[target] = [value.asnumpy() for value in detectors[target](batch[0], Tensor([[SIZE, SIZE, 1.0, 1.0]],
-                                                                                         mstype.float32))]
+        detector = detector_for(target)
+        detector.set_train(False)
+        outputs = detector(batch[0], Tensor([[HEIGHT, WIDTH, 1.0, 1.0]], mstype.float32))
+        found[target] = [value.asnumpy() for value in outputs]
+    assert found["CPU"][2].any()
     np.testing.assert_allclose(found["GPU"][0], found["CPU"][0], atol=1e-3)
     np.testing.assert_array_equal(found["GPU"][1], found["CPU"][1])
     np.testing.assert_array_equal(found["GPU"][2], found["CPU"][2])
 
 
-# float16 keeps 11 bits: 0.05 % per number.
-@pytest.mark.parametrize("target, tolerance", [("GPU", 1e-4), ("Ascend", 1e-2)])
-def test_losses(detectors, batch, target, tolerance):
-    losses = {}
-    for name in ("CPU", target):
-        detectors[name].set_train()
-        values = detectors[name](*batch)
-        assert {value.dtype for value in values} == {mstype.float32}
-        losses[name] = [float(value) for value in values]
-    np.testing.assert_allclose(losses[target], losses["CPU"], rtol=tolerance)
+# float16 keeps 11 bits, 0.05 % of a number; a few layers on it is more, and proposals move with it.
+@pytest.mark.parametrize("target, tolerance", [("GPU", 1e-4), ("Ascend", 2e-2)])
+def test_losses(steps, target, tolerance):
+    np.testing.assert_allclose(steps[target][0], steps["CPU"][0], rtol=tolerance)
 
 
-def test_training_step_on_ascend(detectors, batch):
-    """Gradients pass through float16 with the loss scale; parameters stay float32 and move as on the CPU."""
-    moved = {}
-    for target in ("CPU", "Ascend"):
-        config = config_for(target)
-        detector = detectors[target]
-        layer = detector.rcnn.cls_scores.weight
-        before = layer.asnumpy().copy()
-        step = TrainStep(detector, build_optimizer(config, detector, [0.01]), config.loss_scale)
-        step.set_train()
-        step(*batch)
-        assert all(np.isfinite(value.asnumpy()).all() for value in detector.get_parameters())
-        moved[target] = layer.asnumpy() - before
-        assert layer.dtype == mstype.float32
-    scale = np.abs(moved["CPU"]).max()
-    assert scale > 1e-5
-    np.testing.assert_allclose(moved["Ascend"], moved["CPU"], atol=0.05 * scale)
+@pytest.mark.parametrize("target, tolerance", [("GPU", 1e-3), ("Ascend", 0.1)])
+def test_parameters_move_alike(steps, target, tolerance):
+    """Through float16 too, thanks to the loss scale."""
+    for name, moved in steps["CPU"][1].items():
+        scale = np.linalg.norm(moved)
+        assert scale > 0, name
+        assert np.linalg.norm(steps[target][1][name] - moved) < tolerance * scale, name
