@@ -9,5 +9,6 @@ cd "$REPO_ROOT"
 say "Linters"
 ruff check .
 git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
+hadolint Dockerfile
 say "Tests"
 exec python -m pytest "$@"
