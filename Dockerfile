@@ -12,6 +12,12 @@ ENV DEVICE_TARGET=${DEVICE_TARGET} \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
+USER root
+# MindSpore's wheel needs this library of the system; a Debian or Ubuntu below has it in every version.
+# hadolint ignore=DL3008
+RUN if command -v apt-get >/dev/null; then \
+        apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*; fi
+
 WORKDIR /faster_rcnn
 # Before the project's files, so that a change there does not install everything again.
 COPY requirements.txt ./

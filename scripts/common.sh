@@ -26,10 +26,11 @@ find_python() {
 
 # ensure_venv REQUIREMENTS_FILE...: make .venv and install the files' packages, unless that has been done before.
 ensure_venv() {
-  local venv=$REPO_ROOT/.venv python file stamp
+  local venv=$REPO_ROOT/.venv python version file stamp
   if [[ ! -x $venv/bin/python ]]; then
     python=$(find_python)
-    say "Making $venv with $("$python" --version)"
+    version=$("$python" --version)
+    say "Making $venv with $version"
     "$python" -m venv "$venv" || die "cannot make $venv. On Debian: apt-get install python3.11-venv"
   fi
   for file in "$@"; do
@@ -152,6 +153,7 @@ launch() {
     setsid nohup python "$program" "$@" >"$log" 2>&1 </dev/null &
     printf 'process %s runs in the background; its output goes to %s\n' "$!" "$folder/$log"
   else
+    # shellcheck disable=SC2312 # a tee that fails has said so on the screen; the exit code is the program's
     exec python "$program" "$@" > >(exec tee -i "$log") 2>&1
   fi
 }

@@ -16,9 +16,10 @@ for folder in "$data_dir" "$model_dir"; do
   [[ $folder != *:* ]] || die "docker cannot pass on a folder with a colon in its name: '$folder'"
 done
 
-user=$(id -u):$(id -g)
+user=$(id -u)
+group=$(id -g)
 # Pipelines pass pictures between processes in shared memory, of which a container has little of its own.
-options=(--rm --interactive --ipc=host --user="$user" --env=HOME=/tmp --volume="$data_dir:$data_dir"
+options=(--rm --interactive --ipc=host --user="$user:$group" --env=HOME=/tmp --volume="$data_dir:$data_dir"
   --volume="$model_dir:$model_dir" --workdir="$model_dir")
 [[ ! -t 0 ]] || options+=(--tty)
 # Tests name another folder than /dev.

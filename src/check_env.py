@@ -200,8 +200,10 @@ def check_all(target: str) -> Iterator[Finding]:
         yield from check_devices(target)
         yield from check_convolution()
     except (ImportError, RuntimeError) as error:
+        missing_library = "cannot open shared object file" in str(error)
         yield Finding(FAILURE, f"MindSpore does not work: {first_line(error)}",
-                      "pip install --force-reinstall -r requirements.txt")
+                      "install the system's package of this library; libgomp.so.1 is in Debian's libgomp1"
+                      if missing_library else "pip install --force-reinstall -r requirements.txt")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -117,10 +117,14 @@ def test_numpy_2_is_found_before_mindspore_dies_of_it(tmp_path):
     assert "imported" not in done.stdout + done.stderr
 
 
-def test_broken_mindspore_is_one_line(tmp_path):
+@pytest.mark.parametrize("message, advice", [
+    ("libgomp.so.1: cannot open shared object file: No such file", "libgomp.so.1 is in Debian's libgomp1"),
+    ("cannot import name c_expression", "pip install --force-reinstall")])
+def test_broken_mindspore_is_one_line(tmp_path, message, advice):
     (tmp_path / "mindspore").mkdir()
-    (tmp_path / "mindspore" / "__init__.py").write_text("raise ImportError('libgomp.so.1: cannot open')")
+    (tmp_path / "mindspore" / "__init__.py").write_text(f"raise ImportError({message!r})")
     done = check(PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
-    assert "FAILURE  MindSpore does not work: libgomp.so.1: cannot open" in done.stdout
+    assert f"FAILURE  MindSpore does not work: {message}\n" in done.stdout
+    assert advice in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
