@@ -12,7 +12,7 @@ ENV DEVICE_TARGET=${DEVICE_TARGET} \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
-USER root
+USER 0
 # MindSpore's wheel needs this library of the system; a Debian or Ubuntu below has it in every version.
 # hadolint ignore=DL3008
 RUN if command -v apt-get >/dev/null; then \

@@ -9,5 +9,7 @@ for tool in cmake g++; do
 done
 lite=${MS_LITE_HOME:-$REPO_ROOT/.mindspore-lite}
 [[ -d $lite ]] || die "no MindSpore Lite at '$lite'. Set MS_LITE_HOME, or run: bash scripts/install_cpp_tools.sh"
-cmake -S "$REPO_ROOT/ascend310_infer" -B "$REPO_ROOT/ascend310_infer/build" -DMS_LITE_HOME="$(realpath -- "$lite")"
-cmake --build "$REPO_ROOT/ascend310_infer/build" --parallel "$(nproc)"
+lite=$(realpath -- "$lite")
+processors=$(nproc)
+cmake -S "$REPO_ROOT/ascend310_infer" -B "$REPO_ROOT/ascend310_infer/build" -DMS_LITE_HOME="$lite"
+cmake --build "$REPO_ROOT/ascend310_infer/build" --parallel "$processors"
