@@ -217,7 +217,10 @@ launch_ranks() {
   local command=(msrun "${cluster[@]}" --log_dir="$RANK_LOGS" --join=True "$REPO_ROOT/scripts/rank_worker.py"
     "$rank_folder" "$log" "$program" "$@")
   if [[ $detach == true ]]; then
-    setsid nohup "${command[@]}" >"$RANK_LOGS/msrun.log" 2>&1 </dev/null &
+    (
+      trap '' HUP
+      watch_ranks "$rank_folder" "$log" "${command[@]}"
+    ) >"$RANK_LOGS/launcher.log" 2>&1 </dev/null &
     printf 'process %s runs in the background; the output of rank i goes to %s\n' "$!" "$rank_folder{i}/$log"
   else
     watch_ranks "$rank_folder" "$log" "${command[@]}"
@@ -250,5 +253,10 @@ watch_ranks() {
 
 # stop_ranks PID: end msrun, which ends its ranks when it is interrupted, though not while it starts; so ask again.
 stop_ranks() {
-  while kill -INT "$1" 2>/dev/null; do sleep 1; done
+  local attempt
+  for ((attempt = 0; attempt < 30; attempt++)); do
+    kill -INT "$1" 2>/dev/null || return 0
+    sleep 1
+  done
+  kill -KILL "$1"
 }

@@ -95,16 +95,16 @@ def test_two_processes_are_one_with_twice_the_batch(project, cells, start):
 # ---- ends
 
 @pytest.fixture
-def running(project, cells):
+def running(project, cells, request):
     """The launcher, when both processes have made two steps of a long training; afterwards nothing of it is left."""
     arguments = ["2", "", "resnet_v1.5_50", cells, CLASSES, *SIZES, "--batch_size=1", "--frozen_stages=-1",
-                 "--norm_eval=False", "--epoch_size=100"]
+                 "--norm_eval=False", "--epoch_size=100", *getattr(request, "param", [])]
     launcher = subprocess.Popen(["bash", project / "scripts" / "run_distribute_train_cpu.sh", *arguments], text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     log = project / "train_parallel1" / "loss_1.log"
     deadline = time.monotonic() + 300
     while not (log.is_file() and "step: 2," in log.read_text()):
-        assert launcher.poll() is None, launcher.communicate()
+        assert not launcher.poll(), launcher.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.5)
     yield launcher
@@ -148,6 +148,18 @@ def test_sigterm_ends_all_ranks(running, project):
     running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
     assert processes_of(project) == []
+
+
+@pytest.mark.parametrize("running", [["--detach"]], indirect=True)
+def test_detached_run_is_stopped_by_its_number(running, project):
+    said, _ = running.communicate(timeout=20)
+    assert running.returncode == 0
+    os.kill(int(re.match(r"process (\d+) runs in the background", said)[1]), signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while processes_of(project):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert "epoch 1/100 step 2/5: total_loss" in (project / "train_parallel0" / "msrun" / "launcher.log").read_text()
 
 
 # ---- several hosts
