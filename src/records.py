@@ -241,13 +241,11 @@ def _lock(records: RecordSet, *, wait: bool) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            if wait:
-                LOGGER.info("another host is making %s in %s; waiting for it", records.name, records.folder)
-                fcntl.flock(stream, fcntl.LOCK_EX)
-                yield
-                return
-            raise UserError(f"another process is making {records.name} in {records.folder}; wait until it has "
-                            "finished or give another mindrecord_dir") from error
+            if not wait:
+                raise UserError(f"another process is making {records.name} in {records.folder}; wait until it has "
+                                "finished or give another mindrecord_dir") from error
+            LOGGER.info("another host is making %s in %s; waiting for it", records.name, records.folder)
+            fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
