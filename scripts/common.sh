@@ -130,7 +130,7 @@ read_options() {
   for argument in "$@"; do
     case $argument in
       --detach) detach=true ;;
-      --config_path=* | --image_dir=* | --save_checkpoint_path=* | --eval_output_path=*)
+      --config_path=?* | --image_dir=?* | --mindrecord_dir=?* | --save_checkpoint_path=?* | --eval_output_path=?*)
         options+=("${argument%%=*}=$(realpath -m -- "${argument#*=}")")
         ;;
       --?*=*) options+=("$argument") ;;
@@ -139,11 +139,14 @@ read_options() {
   done
 }
 
-# launch FOLDER LOG PROGRAM [FLAG...]: run a Python program of this project in a fresh FOLDER beside scripts/, its output
-# on the screen and in LOG, with a link called log beside it; the exit code is the program's, and signals reach the
-# program itself, because it takes this shell's place. With detach it runs on in the background, output in LOG alone.
+# Run folders lie beside scripts/, or where RUN_ROOT says: in a container, in the folder that outlives it.
+RUN_ROOT=${RUN_ROOT:-$REPO_ROOT}
+
+# launch FOLDER LOG PROGRAM [FLAG...]: run a Python program of this project in a fresh FOLDER, its output on the screen and
+# in LOG, with a link called log beside it; the exit code is the program's, and signals reach the program itself, because
+# it takes this shell's place. With detach it runs on in the background, output in LOG alone.
 launch() {
-  local folder=$REPO_ROOT/$1 log=$2 program=$REPO_ROOT/$3
+  local folder=$RUN_ROOT/$1 log=$2 program=$REPO_ROOT/$3
   shift 3
   use_python
   fresh_folder "$folder"
@@ -162,54 +165,57 @@ launch() {
 # MASTER_PORT, as the array of msrun's flags `cluster`, and the ranks of this host, first_rank and device_num.
 read_hosts() {
   device_num=$1
-  local nodes node_rank port=${MASTER_PORT:-}
+  local nodes node_rank address=127.0.0.1 port=${MASTER_PORT:-}
+  use_python
   nodes=$(require_positive NNODES "${NNODES:-1}")
   node_rank=$(require_number NODE_RANK "${NODE_RANK:-0}")
   [[ $node_rank -lt $nodes ]] || die "NODE_RANK is $node_rank, but the hosts are 0 to $((nodes - 1)): NNODES is $nodes"
   if [[ $nodes -eq 1 ]]; then
-    # Two runs on one machine must not meet.
-    [[ -n $port ]] || port=$(free_port)
-  elif [[ -z ${MASTER_ADDR:-} ]]; then
-    die "NNODES is $nodes: set MASTER_ADDR to the address of the host with NODE_RANK 0"
+    # A free one: two runs on one machine must not meet.
+    [[ -n $port ]] || port=$(python -c \
+      'import socket; probe = socket.socket(); probe.bind(("127.0.0.1", 0)); print(probe.getsockname()[1])')
+  else
+    [[ -n ${MASTER_ADDR:-} ]] || die "NNODES is $nodes: set MASTER_ADDR to the address of the host with NODE_RANK 0"
+    address=$MASTER_ADDR
   fi
   first_rank=$((node_rank * device_num))
   cluster=(--worker_num="$((nodes * device_num))" --local_worker_num="$device_num" --node_rank="$node_rank"
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${port:-8118}")
-}
-
-# Print a TCP port that nobody uses.
-free_port() {
-  local python
-  python=$(find_python)
-  "$python" -c 'import socket; probe = socket.socket(); probe.bind(("127.0.0.1", 0)); print(probe.getsockname()[1])'
+    --master_addr="$address" --master_port="${port:-8118}")
 }
 
 # read_rank_table FILE: the same from a rank table, the JSON of hccl_tools; the processes see this host's devices alone.
 read_rank_table() {
-  local python lines values
-  python=$(find_python)
-  lines=$("$python" "$REPO_ROOT/scripts/rank_table.py" "$1" "${NODE_RANK:-}") || exit 1
+  local lines values
+  use_python
+  lines=$(python "$REPO_ROOT/scripts/rank_table.py" "$1" "${NODE_RANK:-}") || exit 1
   mapfile -t values <<<"$lines"
   NNODES=${values[0]} NODE_RANK=${values[1]}
   export ASCEND_RT_VISIBLE_DEVICES=${values[3]}
-  [[ $NNODES -eq 1 ]] || MASTER_ADDR=${MASTER_ADDR:-${values[4]}}
+  MASTER_ADDR=${MASTER_ADDR:-${values[4]}}
   read_hosts "${values[2]}"
 }
 
 # launch_ranks FOLDER LOG PROGRAM [FLAG...]: run a program of this project as several processes that train together, by
-# msrun, rank i in a fresh FOLDER{i} beside scripts/ with its own LOG and a link called log. The screen shows the first
+# msrun, rank i in a fresh FOLDER{i} with its own LOG and a link called log. The screen shows the first
 # rank of this host; when a rank fails, the others are ended, the end of its log is shown, and the exit code is not 0.
 launch_ranks() {
-  local rank_folder=$REPO_ROOT/$1 log=$2 program=$REPO_ROOT/$3 rank
+  local rank_folder=$RUN_ROOT/$1 log=$2 program=$REPO_ROOT/$3 rank lock
   shift 3
-  use_python
+  command -v msrun >/dev/null || die "no msrun on the PATH. It comes with MindSpore: activate that environment"
   export RANK_LOGS=$rank_folder$first_rank/msrun
+  # A run that goes on would find the folders of this one under the old names.
+  if [[ -e $RANK_LOGS/lock ]] && ! flock --nonblock "$RANK_LOGS/lock" true; then
+    die "a run is still going on in $rank_folder$first_rank; wait for it or stop it, or set RUN_ROOT to another folder"
+  fi
   for ((rank = first_rank; rank < first_rank + device_num; rank++)); do
     fresh_folder "$rank_folder$rank"
     ln -s "$log" "$rank_folder$rank/log"
     : >"$rank_folder$rank/$log"
   done
   mkdir "$RANK_LOGS"
+  # Held by this shell and all that it starts.
+  exec {lock}>"$RANK_LOGS/lock"
+  flock "$lock"
   # Ranks wait for one that evaluates or compiles longer; a dead one is noticed by its host, or by the scheduler after
   # MS_NODE_TIMEOUT seconds without a sign of life.
   export MS_CPU_COMM_OP_TIMEOUT=${MS_CPU_COMM_OP_TIMEOUT:-86400} HCCL_EXEC_TIMEOUT=${HCCL_EXEC_TIMEOUT:-7200}
@@ -231,8 +237,10 @@ launch_ranks() {
 watch_ranks() {
   local folder=$1 name=$2 launcher code=0 signalled=0 rank how
   shift 2
-  "$@" >"$RANK_LOGS/msrun.log" 2>&1 &
+  # In a session of its own: msrun knows one signal alone, and dies of the others without its ranks.
+  setsid "$@" >"$RANK_LOGS/msrun.log" 2>&1 &
   launcher=$!
+  [[ $detach == true ]] || trap 'signalled=129; stop_ranks "$launcher"' HUP
   trap 'signalled=143; stop_ranks "$launcher"' TERM
   trap 'signalled=130; stop_ranks "$launcher"' INT
   tail --pid="$launcher" -n +1 -f "$folder$first_rank/$name" &
@@ -247,7 +255,7 @@ watch_ranks() {
     die "rank $rank $how, and the others were ended; the end of its log stands above"
   elif [[ $code -ne 0 ]]; then
     tail -n 20 "$RANK_LOGS/msrun.log" >&2
-    die "the ranks did not come together, or the first host has ended; more is in $RANK_LOGS"
+    die "msrun ended with code $code, although no rank of this host failed; more is in $RANK_LOGS"
   fi
 }
 

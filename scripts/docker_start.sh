@@ -1,7 +1,7 @@
 #!/bin/bash
 # Usage: docker_start.sh IMAGE DATA_DIR MODEL_DIR [COMMAND ...]
-# Starts a container of IMAGE (see Dockerfile) with DATA_DIR and MODEL_DIR under their own paths, working in MODEL_DIR as the
-# caller's user; the program is in /faster_rcnn. Without COMMAND it is a shell. Ascend devices and GPUs of this machine
+# Starts a container of IMAGE (see Dockerfile) with DATA_DIR and MODEL_DIR under their own paths, as the caller's user. It works
+# in MODEL_DIR, where launchers put their results too; the program is in /faster_rcnn. Without COMMAND it is a shell. Ascend devices and GPUs of this machine
 # are passed on.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -19,8 +19,8 @@ done
 user=$(id -u)
 group=$(id -g)
 # Pipelines pass pictures between processes in shared memory, of which a container has little of its own.
-options=(--rm --interactive --ipc=host --user="$user:$group" --env=HOME=/tmp --volume="$data_dir:$data_dir"
-  --volume="$model_dir:$model_dir" --workdir="$model_dir")
+options=(--rm --interactive --ipc=host --user="$user:$group" --env=HOME=/tmp --env=RUN_ROOT="$model_dir"
+  --volume="$data_dir:$data_dir" --volume="$model_dir:$model_dir" --workdir="$model_dir")
 [[ ! -t 0 ]] || options+=(--tty)
 # Tests name another folder than /dev.
 devices=${DEVICE_ROOT:-/dev}

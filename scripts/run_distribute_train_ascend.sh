@@ -3,7 +3,8 @@
 #                                       [MINDRECORD_DIR] [--detach] [--key=value ...]
 # Trains on the Ascend devices of a rank table (the JSON of hccl_tools), in train_parallel0/, train_parallel1/, ... beside
 # scripts/; older ones are kept under the next number. PRETRAINED_MODEL "" starts from random weights. Further --key=value
-# arguments go to train.py. Several hosts: call it on each; NODE_RANK and MASTER_PORT in the environment go before the table.
+# arguments go to train.py. Several hosts: call it on each. NODE_RANK, MASTER_ADDR and MASTER_PORT in the environment override
+# the table.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [[ $# -ge 4 ]] || usage

@@ -3,7 +3,8 @@
     python -m src.check_env
     python -m src.check_env --device_target=Ascend
 
-A line for each finding; the exit code is 0 when nothing stands in the way of a run. Docker's health check calls it.
+A line for each finding; the exit code is 0 when nothing stands in the way of a run. Docker's health check calls it with
+--quick.
 """
 import argparse
 import importlib.metadata
@@ -92,19 +93,24 @@ def check_numpy(version_of: Callable[[str], str] = importlib.metadata.version) -
                   "" if fits else "MindSpore was built for numpy 1: pip install 'numpy>=1.26,<2'")
 
 
-def check_resources(folder: Path = Path(), memory_info: Path = Path("/proc/meminfo")) -> Iterator[Finding]:
+def check_resources(folder: Path = Path(), memory_info: Path = Path("/proc/meminfo"),
+                    control_group: Path = Path("/sys/fs/cgroup")) -> Iterator[Finding]:
     """Processor cores, free memory and free disk space.
 
     Args:
         folder (Path): where a run would write.
         memory_info (Path): the kernel's description of the memory.
+        control_group (Path): the limits of a container, version 2.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     yield Finding(OK, f"{len(os.sched_getaffinity(0))} processor cores"
                   + (f", OMP_NUM_THREADS={threads}" if threads else ""))
-    available = _available_memory(memory_info)
-    text = f"{available / GIB:.1f} GiB of memory free"
-    if available < MEMORY_LEAST:
+    available = _available_memory(memory_info, control_group)
+    text = f"{(available or 0) / GIB:.1f} GiB of memory free"
+    if available is None:
+        yield Finding(WARNING, "free memory unknown",
+                      f"training takes {MEMORY_LEAST // GIB} to {MEMORY_FULL // GIB} GiB")
+    elif available < MEMORY_LEAST:
         yield Finding(FAILURE, text, f"training needs at least {MEMORY_LEAST // GIB} GiB, on small canvases")
     elif available < MEMORY_FULL:
         yield Finding(WARNING, text, f"training at 768 x 1280 with batch_size 2 takes about {MEMORY_FULL // GIB} GiB; "
@@ -117,12 +123,16 @@ def check_resources(folder: Path = Path(), memory_info: Path = Path("/proc/memin
                   "" if fits else "records take as much as the pictures, a checkpoint 170 MB")
 
 
-def _available_memory(memory_info: Path) -> int:
-    """Bytes that a process could have without swapping, 0 where the kernel does not say."""
+def _available_memory(memory_info: Path, control_group: Path) -> int | None:
+    """Bytes that a process could have without swapping, in a container within its limit; None where nobody says."""
+    found = []
     for line in memory_info.read_text(encoding="utf-8").splitlines() if memory_info.is_file() else ():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+            found.append(int(line.split()[1]) * 1024)
+    limit, used = control_group / "memory.max", control_group / "memory.current"
+    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdecimal():
+        found.append(int(text) - int(used.read_text(encoding="ascii")))
+    return min(found, default=None)
 
 
 def check_devices(target: str) -> Iterator[Finding]:
@@ -185,20 +195,23 @@ def judge_convolution(seconds: float, share: float) -> Finding:
                    f"unset {' and '.join(ISA_VARIABLES)}, or set {ISA_VARIABLES[0]}=AVX2")
 
 
-def check_all(target: str) -> Iterator[Finding]:
+def check_all(target: str, *, quick: bool = False) -> Iterator[Finding]:
     """Every finding in turn; MindSpore is not tried where it cannot work.
 
     Args:
         target (str): the kind of device that runs would use.
+        quick (bool): only what is installed and which devices there are; right beside a run that needs the rest.
     """
     installed = [*check_python(), *check_packages(), *check_numpy()]
     yield from installed
-    yield from check_resources()
+    if not quick:
+        yield from check_resources()
     if any(finding.state == FAILURE for finding in installed):
         return
     try:
         yield from check_devices(target)
-        yield from check_convolution()
+        if target == "CPU" and not quick:
+            yield from check_convolution()
     except (ImportError, RuntimeError) as error:
         missing_library = "cannot open shared object file" in str(error)
         yield Finding(FAILURE, f"MindSpore does not work: {first_line(error)}",
@@ -211,10 +224,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m src.check_env", description=main.__doc__)
     parser.add_argument("--device_target", choices=("CPU", "GPU", "Ascend"), default="CPU",
                         help="The kind of device that runs would use. (default: %(default)s)")
-    target = parser.parse_args(argv).device_target
+    parser.add_argument("--quick", action="store_true",
+                        help="Only what is installed and which devices there are: for a machine that is at work.")
+    args = parser.parse_args(argv)
     prepare_process()
     failures = 0
-    for finding in check_all(target):
+    for finding in check_all(args.device_target, quick=args.quick):
         LOGGER.info("%s", finding)
         failures += finding.state == FAILURE
     LOGGER.info("not fit for a run: see the lines with FAILURE" if failures else "fit for a run")

@@ -229,7 +229,7 @@ def _publish(records: RecordSet, source: dict[str, Any], report: ConversionRepor
 
 @contextlib.contextmanager
 def _lock(records: RecordSet, *, wait: bool) -> Iterator[None]:
-    """Hold a set against other processes; the lock ends with its process, however that ends, and so does waiting."""
+    """Hold a set against other processes; it is released when its process ends, however that happens."""
     path = records.folder / f".{records.name}.lock"
     try:
         records.folder.mkdir(parents=True, exist_ok=True)
@@ -244,7 +244,7 @@ def _lock(records: RecordSet, *, wait: bool) -> Iterator[None]:
             if not wait:
                 raise UserError(f"another process is making {records.name} in {records.folder}; wait until it has "
                                 "finished or give another mindrecord_dir") from error
-            LOGGER.info("another host is making %s in %s; waiting for it", records.name, records.folder)
+            LOGGER.info("another process is making %s in %s; waiting for it", records.name, records.folder)
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

@@ -12,12 +12,14 @@ import contextlib
 import fcntl
 import json
 import logging
+import lzma
 import os
 import shutil
 import signal
 import stat
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,7 +38,8 @@ MARKER_NAME = ".modelarts.json"
 def synchronised(config: Config, place: ProcessEnvironment) -> Iterator[None]:
     """Bring data and checkpoints in, work in `output_path`, and take what is there to `train_url` at the end.
 
-    Results go out when the run fails or is stopped by SIGTERM too: the losses say why.
+    Results go out when the run fails or is stopped by SIGTERM too: the losses say why. Not from ranks of a distributed
+    run that msrun kills because another one failed.
 
     Args:
         config (Config): ``data_url``, ``checkpoint_url``, ``train_url``, each skipped where empty; ``data_path``,
@@ -112,7 +115,7 @@ def unpack(archive: Path, folder: Path) -> None:
             if needed > free:
                 raise UserError(f"{archive} needs {needed:,} bytes unpacked, {free:,} are free in {folder}")
             content.extractall(folder)
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{archive} cannot be unpacked: {first_line(error)}") from error
 
 

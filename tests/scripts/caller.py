@@ -1,17 +1,20 @@
 """Calls scripts as a user does, with a stub in the place of the programs they start."""
 import os
 import subprocess
+import sys
 
 # Variables that would change what the scripts do.
 VARIABLES = ("DEVICE_ID", "CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "NNODES", "NODE_RANK", "MASTER_ADDR",
-             "MASTER_PORT")
+             "MASTER_PORT", "RUN_ROOT")
 STUB = """#!/bin/bash
 # Stands for python, msrun or docker: writes down its arguments, some variables and its folder, and ends as it is told.
+# What the scripts themselves ask Python is answered by the real one.
+[[ $0 == */python && ( $1 == -c || $1 == */rank_table.py ) ]] && exec "$REAL_PYTHON" "$@"
 printf '%s\\0' "$@" >"$RECORD/arguments"
 printf '%s\\n' "${DEVICE_ID-unset}" "${CUDA_VISIBLE_DEVICES-unset}" "$PWD" >"$RECORD/environment"
 echo "the program's output"
 env -0 >"$RECORD/variables"
-[[ -z ${STUB_WAIT:-} ]] || exec sleep 60
+[[ -z ${STUB_WAIT:-} ]] || exec sleep "$STUB_WAIT"
 exit "${STUB_EXIT:-0}"
 """
 
@@ -33,6 +36,7 @@ class Caller:
         kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         # An activated environment: the scripts take its python.
         self.environment = kept | {"VIRTUAL_ENV": str(folder.parent), "RECORD": str(self.record),
+                                   "REAL_PYTHON": sys.executable,
                                    "PATH": f"{programs}:{os.environ['PATH']}"}
 
     def __call__(self, script, *arguments, **environment):

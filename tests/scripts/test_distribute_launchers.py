@@ -77,6 +77,50 @@ def test_two_runs_on_one_machine_take_different_ports(user):
     assert (user.project / "train_parallel1.1").is_dir()        # that of the first run
 
 
+def test_foreign_master_of_a_single_host(user):
+    """Left by another system: this host is the master."""
+    assert user("run_distribute_train_cpu.sh", "2", *TRAIN, MASTER_ADDR="10.9.9.9").returncode == 0
+    assert "--master_addr=127.0.0.1" in user.recorded()[0]
+
+
+def test_second_run_does_not_touch_the_first(user):
+    first = subprocess.Popen(["bash", user.project / "scripts" / "run_distribute_train_cpu.sh", "2", *TRAIN],
+                             cwd=user.folder, env=user.environment | {"STUB_WAIT": "5"})
+    log = user.project / "train_parallel0" / "msrun" / "msrun.log"
+    while not (log.exists() and log.read_text()):
+        time.sleep(0.1)
+    second = user("run_distribute_train_cpu.sh", "2", *TRAIN)
+    assert second.returncode == 1
+    assert second.stderr.startswith(f"ERROR: a run is still going on in {user.project}/train_parallel0; ")
+    assert not (user.project / "train_parallel0.1").exists()
+    assert first.wait(20) == 0
+    assert user("run_distribute_train_cpu.sh", "2", *TRAIN).returncode == 0
+
+
+def test_results_elsewhere(user):
+    assert user("run_distribute_train_cpu.sh", "1", *TRAIN, RUN_ROOT=str(user.folder)).returncode == 0
+    assert user("run_standalone_train_cpu.sh", *TRAIN, RUN_ROOT=str(user.folder)).returncode == 0
+    assert (user.folder / "train_parallel0" / "train.log").exists()
+    assert (user.folder / "train" / "train.log").exists()
+    assert not list(user.project.glob("train*/"))
+
+
+def test_records_of_a_flag_are_the_callers(user):
+    assert user("run_distribute_train_cpu.sh", "2", *TRAIN, "--mindrecord_dir=new records",
+                "--image_dir=").returncode == 0
+    assert user.recorded()[0][-2:] == [f"--mindrecord_dir={user.folder}/new records", "--image_dir="]
+
+
+def test_without_msrun(user):
+    programs = user.folder.parent / "stub bin"
+    (programs / "msrun").unlink()
+    path = ":".join(part for part in user.environment["PATH"].split(":") if not (Path(part) / "msrun").exists())
+    result = user("run_distribute_train_cpu.sh", "2", *TRAIN, PATH=path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("ERROR: no msrun on the PATH")
+    assert list(user.project.glob("train_parallel*")) == []
+
+
 def test_settings_of_the_user_stand(user):
     own = dict.fromkeys(WAITING, "77")
     assert user("run_distribute_train_cpu.sh", "2", *TRAIN, **own).returncode == 0

@@ -20,7 +20,8 @@ def user(caller):
 def options_of(user, *more):
     home = user.folder
     return ["run", "--rm", "--interactive", "--ipc=host", f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp",
-            f"--volume={home}/my coco:{home}/my coco", f"--volume={home}/my models:{home}/my models",
+            f"--env=RUN_ROOT={home}/my models", f"--volume={home}/my coco:{home}/my coco",
+            f"--volume={home}/my models:{home}/my models",
             f"--workdir={home}/my models", *more]
 
 

@@ -116,7 +116,7 @@ def test_signals_reach_the_program(caller, number):
     """The program has taken the place of the shell, so nothing stands between."""
     script = caller.project / "scripts" / "run_standalone_train_cpu.sh"
     launcher = subprocess.Popen(["bash", script, *TRAIN_ARGUMENTS], cwd=caller.folder, stdout=subprocess.PIPE,
-                                env=caller.environment | {"STUB_WAIT": "1"}, text=True)
+                                env=caller.environment | {"STUB_WAIT": "60"}, text=True)
     assert launcher.stdout.readline() == "the program's output\n"
     launcher.send_signal(number)
     assert launcher.wait(10) == -number

@@ -50,9 +50,23 @@ def test_packages_are_those_of_the_requirements():
 def test_memory(tmp_path, gib, state):
     info = tmp_path / "meminfo"
     info.write_text(f"MemTotal: 99999999 kB\nMemFree: 1 kB\nMemAvailable: {int(gib * 2 ** 20)} kB\n")
-    _, memory, _ = check_env.check_resources(tmp_path, info)
+    _, memory, _ = check_env.check_resources(tmp_path, info, tmp_path / "none")
     assert memory.state == state
     assert f"{gib:.1f} GiB" in memory.text
+
+
+@pytest.mark.parametrize("limit, gib", [("max", 60), (str(5 * GIB), 4), (str(200 * GIB), 60)])
+def test_memory_of_a_container(tmp_path, limit, gib):
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {60 * 2 ** 20} kB\n")
+    (tmp_path / "memory.max").write_text(limit + "\n")
+    (tmp_path / "memory.current").write_text(f"{GIB}\n")
+    _, memory, _ = check_env.check_resources(tmp_path, tmp_path / "meminfo", tmp_path)
+    assert f"{gib:.1f} GiB" in memory.text
+
+
+def test_memory_unknown(tmp_path):
+    _, memory, _ = check_env.check_resources(tmp_path, tmp_path / "none", tmp_path)
+    assert (memory.state, memory.text) == (WARNING, "free memory unknown")
 
 
 @pytest.mark.parametrize("free, state", [(GIB, WARNING), (3 * GIB, OK)])
@@ -95,6 +109,15 @@ def test_this_machine():
         assert text in done.stdout
     assert done.stdout.endswith("fit for a run\n")
     assert FAILURE not in done.stdout
+
+
+def test_quick():
+    """For a machine at work: neither its free memory nor its speed is a finding."""
+    done = check("--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "MindSpore finds" in done.stdout
+    assert "memory" not in done.stdout
+    assert "convolution" not in done.stdout
 
 
 def test_device_that_is_not_there():

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import zipfile
 
+import numpy as np
 import pytest
 
 from src.model_utils import moxing_adapter
@@ -215,6 +216,16 @@ def test_archives_that_lead_out(tmp_path, name):
     assert not (tmp_path / "outside").exists()
 
 
+def test_damaged_compressed_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("file", np.random.default_rng(0).bytes(2000).hex())
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[100:400] = bytes(300)
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.zip cannot be unpacked"):
+        moxing_adapter.unpack(tmp_path / "a.zip", tmp_path)
+
+
 def test_damaged_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("file", "content" * 1000)
@@ -246,7 +257,6 @@ def test_entry_script_on_modelarts(store, tmp_path):
         {"images": [{"id": 7, "file_name": "a.jpg", "width": 100, "height": 100}], "annotations": boxes,
          "categories": [{"id": 1, "name": "cell"}]}))
     (store / "data" / "results").mkdir()
-    import numpy as np
     for number, array in enumerate((np.array([[10, 20, 40, 60, 0.9]], np.float32), np.zeros((1, 1), np.int32),
                                     np.ones((1, 1), bool))):
         array.tofile(store / "data" / "results" / f"a_{number}.bin")
