@@ -23,7 +23,7 @@ NO_CHANCE = ["--pos_iou_thr=0.5", "--neg_iou_thr=0.5", "--num_expected_pos=1000"
              "--num_expected_neg_stage2=18", "--num_expected_total_stage2=18", "--roi_sample_num=36",
              "--rpn_proposal_max_num=16", "--num_bboxes_stage2=16", "--rpn_proposal_nms_post=16"]
 # From the first step on a rate that moves the parameters.
-RATE = ["--base_lr=0.016", "--warmup_step=0"]
+RATE = ["--base_lr=0.004", "--warmup_step=0"]
 # A program of the project, as one process or as two.
 ALONE = 'source "$0/scripts/common.sh"; detach=false; launch train train.log "$@"'
 TOGETHER = 'source "$0/scripts/common.sh"; detach=false; read_hosts 2; launch_ranks train_parallel train.log "$@"'
@@ -50,9 +50,12 @@ def cells(tmp_path):
 @pytest.fixture
 def start(tmp_path):
     """A detector's checkpoint: random weights, batch norms as they are made."""
+    import mindspore as ms
+
     from src.convert_checkpoint import write_checkpoint
     from src.FasterRcnn import build_detector
     from src.model_utils.config import load_config
+    ms.set_seed(2)
     network = build_detector(load_config(["--device_target=CPU", CLASSES, *SIZES]))
     parameters = network.parameters_dict()
     write_checkpoint(parameters, tmp_path / "start.ckpt", {})
@@ -77,7 +80,7 @@ def test_two_processes_are_one_with_twice_the_batch(project, cells, start):
                              for folder in ("train", "train_parallel0", "train_parallel1"))
     assert set(single) == set(first) == set(second) == set(before)
     moved = max(np.abs(single[name] - before[name]).max() for name in before)
-    assert moved > 2e-3
+    assert moved > 5e-4
     for name in before:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
         np.testing.assert_allclose(first[name], single[name], rtol=0, atol=1e-5, err_msg=name)
@@ -88,7 +91,7 @@ def test_two_processes_are_one_with_twice_the_batch(project, cells, start):
     # Rank 0 alone writes checkpoints.
     assert [str(found.relative_to(project)) for found in project.glob("train_parallel*/ckpt*/*")] == [
         "train_parallel0/ckpt_0/faster_rcnn-1_5.ckpt"]
-    rule = "learning rate 0.002 = base_lr 0.016 x 2 devices x batch 1 / 16"
+    rule = "learning rate 0.0005 = base_lr 0.004 x 2 devices x batch 1 / 16"
     assert rule in (project / "train_parallel1" / "train.log").read_text()
 
 
