@@ -1,0 +1,26 @@
+"""Inputs that this project and its peer are both measured with; numpy alone."""
+import numpy as np
+
+LEVEL_STRIDES = (4, 8, 16, 32)
+NUM_BOXES = 10
+
+
+def training_batch(height: int, width: int, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pictures of noise (B, 3, H, W), boxes (B, 10, 4) xyxy in pixels, and labels (B, 10) from 1 to 3."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(batch_size, 3, height, width)).astype(np.float32)
+    low = rng.uniform(0, 0.7, (batch_size, NUM_BOXES, 2)) * (width, height)
+    size = rng.uniform(0.05, 0.3, (batch_size, NUM_BOXES, 2)) * (width, height)
+    boxes = np.concatenate((low, low + size), axis=2).astype(np.float32)
+    return image, boxes, rng.integers(1, 4, (batch_size, NUM_BOXES))
+
+
+def pyramid(height: int, width: int, num_rois: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Features of four levels with 256 channels, and RoIs (N, 4) xyxy with sides from 16 to 600 pixels."""
+    rng = np.random.default_rng(0)
+    levels = [rng.normal(size=(1, 256, height // stride, width // stride)).astype(np.float32)
+              for stride in LEVEL_STRIDES]
+    side = np.exp(rng.uniform(np.log(16), np.log(600), (num_rois, 2)))
+    low = rng.uniform(0, 1, (num_rois, 2)) * (width, height)
+    rois = np.concatenate((low, np.minimum(low + side, (width - 1, height - 1))), axis=1)
+    return levels, rois.astype(np.float32)

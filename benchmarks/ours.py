@@ -1,0 +1,129 @@
+"""What is measured of this project; see harness.py."""
+from src.runtime import prepare_process
+
+prepare_process()
+
+import mindspore as ms  # noqa: E402 - reads the environment when it is imported
+import numpy as np  # noqa: E402
+from mindspore import Tensor, nn, ops  # noqa: E402
+from mindspore import dtype as mstype  # noqa: E402
+
+from benchmarks.inputs import LEVEL_STRIDES, NUM_BOXES, pyramid, training_batch  # noqa: E402
+from src.model_utils.config import load_config  # noqa: E402
+
+ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def configuration(height: int, width: int, num_classes: int, batch_size: int = 1):
+    """The default configuration on another canvas."""
+    classes = ["background", *(f"class {number}" for number in range(1, num_classes))]
+    return load_config(["--device_target=CPU", f"--img_height={height}", f"--img_width={width}",
+                        f"--coco_classes={classes}", f"--batch_size={batch_size}"])
+
+
+def train_step(height: int, width: int, batch_size: int, num_classes: int, num_threads: int):
+    """One step of training, ResNet-50, the first stage and all batch norms fixed."""
+    from src.FasterRcnn import build_detector
+    from src.network_define import TrainStep, build_optimizer
+    config = configuration(height, width, num_classes, batch_size)
+    detector = build_detector(config)
+    step = TrainStep(detector, build_optimizer(config, detector, [1e-5] * 1000), config.loss_scale)
+    step.set_train()
+    image, boxes, labels = training_batch(height, width, batch_size)
+    padded = np.zeros((batch_size, config.num_gts, 4), np.float32)
+    padded[:, :NUM_BOXES] = boxes
+    padded_labels = np.full((batch_size, config.num_gts), -1, np.int32)
+    padded_labels[:, :NUM_BOXES] = labels
+    valid = padded_labels > 0
+    batch = (Tensor(image), Tensor([[height, width, 1.0]] * batch_size, mstype.float32), Tensor(padded),
+             Tensor(padded_labels), Tensor(valid))
+    return lambda: [float(loss) for loss in step(*batch)], {}
+
+
+def inference(height: int, width: int, num_classes: int, num_threads: int):
+    """Detections of one picture by MindSpore."""
+    from src.FasterRcnn import build_detector
+    detector = build_detector(configuration(height, width, num_classes))
+    detector.set_train(False)
+    image = Tensor(np.random.default_rng(0).normal(size=(1, 3, height, width)).astype(np.float32))
+    metas = Tensor([[height, width, 1.0, 1.0]], mstype.float32)
+    return lambda: [output.asnumpy() for output in detector(image, metas)], {}
+
+
+def roi_align(height: int, width: int, num_rois: int, backward: bool, native: bool, num_threads: int):
+    """RoIAlign of a pyramid of one picture, perhaps with the gradient of the features."""
+    from src.FasterRcnn.roi_align import SingleRoIExtractor
+    pool = SingleRoIExtractor(7, 2, LEVEL_STRIDES, 56, native=native)
+    levels, rois = pyramid(height, width, num_rois)
+    rois, levels = Tensor(rois[None]), tuple(Tensor(level) for level in levels)
+    if not backward:
+        network = _Pooled(pool)
+        return lambda: network(rois, *levels).asnumpy(), {}
+    # With the value: pooling is linear, and its gradient alone would be computed without it.
+    both = ops.value_and_grad(_Total(pool), tuple(range(1, len(levels) + 1)))
+
+    def run():
+        value, gradients = both(rois, *levels)
+        return value.asnumpy(), [part.asnumpy() for part in gradients]
+
+    return run, {}
+
+
+class _Pooled(nn.Cell):
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def construct(self, rois, *levels):
+        return self.pool(rois, levels)
+
+
+class _Total(_Pooled):
+    def construct(self, rois, *levels):
+        return ops.reduce_sum(self.pool(rois, levels))
+
+
+def matrix_product(side: int, num_threads: int):
+    """A large float32 matrix product: what the machine can do."""
+    matrix = Tensor(np.random.default_rng(0).normal(size=(side, side)).astype(np.float32))
+    return lambda: ops.matmul(matrix, matrix).asnumpy(), {"gflop": 2e-9 * side ** 3}
+
+
+def evaluation_pictures(folder: str, height: int, width: int, num_pictures: int, num_threads: int):
+    """Decode, resize, normalise: pictures of a folder on one core."""
+    from pathlib import Path
+
+    import cv2
+
+    from src.transforms import Canvas, decode_rgb, evaluation_input
+    cv2.setNumThreads(0)
+    paths, canvas = sorted(Path(folder).glob("*.jpg"))[:num_pictures], Canvas(width, height, True)
+
+    def run():
+        for path in paths:
+            evaluation_input(decode_rgb(np.fromfile(path, np.uint8)), canvas)
+
+    return run, {"pictures": len(paths)}
+
+
+def coco_scoring(num_pictures: int, num_detections: int, num_threads: int):
+    """Twelve COCO figures of generated detections: 80 classes, 7 ground truths per picture."""
+    from src.util import CocoEvaluator
+    rng = np.random.default_rng(0)
+    truth = {"images": [{"id": number, "height": 480, "width": 640} for number in range(num_pictures)],
+             "categories": [{"id": number, "name": str(number)} for number in range(1, 81)], "annotations": []}
+    for number in range(7 * num_pictures):
+        x, y, w, h = *rng.uniform(0, 300, 2), *rng.uniform(10, 150, 2)
+        truth["annotations"].append({"id": number + 1, "image_id": number // 7, "bbox": [x, y, w, h], "area": w * h,
+                                     "category_id": int(rng.integers(1, 81)), "iscrowd": 0})
+    low = rng.uniform(0, 300, (num_pictures, num_detections, 2))
+    boxes = np.concatenate((low, low + rng.uniform(10, 150, low.shape), rng.uniform(size=(*low.shape[:2], 1))), axis=2)
+    labels = rng.integers(0, 80, (*boxes.shape[:2], 1))
+    mask = np.ones(labels.shape, bool)
+
+    def run():
+        evaluator = CocoEvaluator(truth, list(range(1, 81)), "generated")
+        evaluator.add(range(num_pictures), boxes, labels, mask)
+        evaluator.summarize(None)
+
+    return run, {}

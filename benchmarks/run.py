@@ -1,0 +1,107 @@
+"""Measure this project beside torchvision on this machine; called by run.sh.
+
+    python benchmarks/run.py --peer_python=.venv-peer/bin/python [--only=train_step] [--turns=5]
+
+Every comparison is made in turns by processes of their own (harness.py). Figures are medians; a ratio is ours / the
+other, the median over turns, so below 1 we are faster. Where operations can be counted (by torch, for the network as
+torchvision builds it), the table gives their number per second and its share of a large matrix product's.
+"""
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness import Contender, compare
+
+SIZES = ((768, 1280), (256, 320))
+MATRIX_SIDE = 4096
+
+
+def comparisons(peer: str, pictures: str) -> Iterator[tuple[str, str, list[Contender]]]:
+    """Group, title and contenders of each comparison."""
+    side = MATRIX_SIDE
+    yield "matrix_product", f"matrix product {side}", [_ours("matrix_product", side=side),
+                                                       _peer(peer, "matrix_product", side=side)]
+    roi = {"height": 768, "width": 1280, "num_rois": 1024}
+    for backward in (False, True):
+        title = "RoIAlign forward" + (" and backward" if backward else "")
+        yield "roi_align", title, [
+            _ours("roi_align", **roi, backward=backward, native=False),
+            _peer(peer, "roi_align", **roi, backward=backward),
+            _ours("roi_align", name="ops.ROIAlign", **roi, backward=backward, native=True)]
+    for height, width in SIZES:
+        step = {"height": height, "width": width, "batch_size": 2, "num_classes": 81}
+        yield "train_step", f"training step {height}x{width} batch 2", [_ours("train_step", **step),
+                                                                        _peer(peer, "train_step", **step)]
+    for num_classes in (4, 81):
+        picture = {"height": 768, "width": 1280, "num_classes": num_classes}
+        yield "inference", f"inference 768x1280, {num_classes} classes", [_ours("inference", **picture),
+                                                                          _peer(peer, "inference", **picture)]
+    if pictures:
+        files = {"folder": pictures, "height": 768, "width": 1280, "num_pictures": 40}
+        yield "evaluation_pictures", "40 pictures for evaluation, one core", [
+            _ours("evaluation_pictures", **files), _peer(peer, "evaluation_pictures", **files)]
+    yield "coco_scoring", "COCO scoring, 5000 pictures x 100 detections", [
+        _ours("coco_scoring", num_pictures=5000, num_detections=100)]
+
+
+def _ours(function: str, name: str = "ours", **settings) -> Contender:
+    return Contender(name, sys.executable, f"ours:{function}", settings)
+
+
+def _peer(python: str, function: str, **settings) -> Contender:
+    return Contender("torchvision", python, f"peer:{function}", settings)
+
+
+def as_table(results: list[dict]) -> str:
+    """The results as Markdown, a row for each contender."""
+    limit = max((row["notes"]["gflop"] / row["median_s"] for result in results for row in result["rows"]
+                 if "matrix" in result["title"]), default=None)
+    lines = ["| what | who | median s | spread s | ours / this | first run s | peak GiB | GFLOP/s | of the limit |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for result in results:
+        # Operations are those of the network, whoever counts them.
+        gflop = next((row["notes"]["gflop"] for row in result["rows"] if "gflop" in row["notes"]), None)
+        for row in result["rows"]:
+            rate = gflop / row["median_s"] if gflop else None
+            share = f"{100 * rate / limit:.0f} %" if rate and limit else ""
+            lines.append(
+                f"| {result['title']} | {row['name']} | {row['median_s']:.3g} | {row['spread_s']:.2g} | "
+                f"{row['ratio']:.2f} | {row['notes']['first_run_s']:.3g} | {row['peak_bytes'] / 2**30:.1f} | "
+                f"{f'{rate:.0f}' if rate else ''} | {share} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Measure, print the table as it grows, and write it with all figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer_python", required=True, help="A Python that has torch and torchvision.")
+    parser.add_argument("--pictures", default="", help="A folder of JPEG files, for the data pipeline.")
+    parser.add_argument("--only", default="", help="One group, such as train_step or roi_align. (default: all)")
+    parser.add_argument("--turns", type=int, default=5, help="Runs of each contender. (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="Threads of each contender. (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"),
+                        help="Folder for results.json and results.md. (default: %(default)s)")
+    args = parser.parse_args()
+    results = []
+    for group, title, contenders in comparisons(args.peer_python, args.pictures):
+        if args.only in ("", group):
+            print(f"{title} ...", flush=True)
+            results.append({"title": title, "load": os.getloadavg()[0],
+                            "rows": compare(contenders, args.turns, args.threads)})
+            print(as_table(results[-1:]), flush=True)
+    args.output.mkdir(parents=True, exist_ok=True)
+    about = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": args.threads,
+             "turns": args.turns, "date": time.strftime("%Y-%m-%d")}
+    (args.output / "results.json").write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
+    (args.output / "results.md").write_text(as_table(results))
+    print(f"{as_table(results)}\nwritten to {args.output}/results.json and results.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
