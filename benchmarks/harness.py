@@ -30,14 +30,12 @@ class Contender:
         python (str): the interpreter that has its libraries.
         function (str): FILE:NAME, in this folder.
         settings (dict): its arguments, plain values.
-        environment (dict): variables on top of this process's.
     """
 
     name: str
     python: str
     function: str
     settings: dict = field(default_factory=dict)
-    environment: dict = field(default_factory=dict)
 
 
 class Worker:
@@ -49,7 +47,7 @@ class Worker:
             [contender.python, __file__, contender.function, json.dumps(contender.settings | {
                 "num_threads": num_threads})],
             text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=os.environ | threads | {"PYTHONPATH": f"{FOLDER.parent}"} | contender.environment)
+            env=os.environ | threads | {"PYTHONPATH": str(FOLDER.parent)})
         self.name = contender.name
         self.notes = self._answer()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from harness import Contender, compare
 
+GROUPS = ("matrix_product", "roi_align", "train_step", "inference", "evaluation_pictures", "coco_scoring")
 SIZES = ((768, 1280), (256, 320))
 MATRIX_SIDE = 4096
 
@@ -81,7 +82,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer_python", required=True, help="A Python that has torch and torchvision.")
     parser.add_argument("--pictures", default="", help="A folder of JPEG files, for the data pipeline.")
-    parser.add_argument("--only", default="", help="One group, such as train_step or roi_align. (default: all)")
+    parser.add_argument("--only", choices=GROUPS, help="One group. (default: all)")
     parser.add_argument("--turns", type=int, default=5, help="Runs of each contender. (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="Threads of each contender. (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"),
@@ -89,7 +90,7 @@ def main() -> int:
     args = parser.parse_args()
     results = []
     for group, title, contenders in comparisons(args.peer_python, args.pictures):
-        if args.only in ("", group):
+        if args.only in (None, group):
             print(f"{title} ...", flush=True)
             results.append({"title": title, "load": os.getloadavg()[0],
                             "rows": compare(contenders, args.turns, args.threads)})

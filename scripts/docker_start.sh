@@ -1,8 +1,8 @@
 #!/bin/bash
 # Usage: docker_start.sh IMAGE DATA_DIR MODEL_DIR [COMMAND ...]
-# Starts a container of IMAGE (see Dockerfile) with DATA_DIR and MODEL_DIR under their own paths, as the caller's user. It works
-# in MODEL_DIR, where launchers put their results too; the program is in /faster_rcnn. Without COMMAND it is a shell. Ascend devices and GPUs of this machine
-# are passed on.
+# Starts a container of IMAGE (see Dockerfile) with DATA_DIR and MODEL_DIR under their own paths, as the caller's user. It
+# works in MODEL_DIR, where launchers put their results too; the program is in /faster_rcnn. Without COMMAND it is a shell.
+# Ascend devices and GPUs of this machine are passed on.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [[ $# -ge 3 ]] || usage
