@@ -12,6 +12,7 @@ from benchmarks.inputs import LEVEL_STRIDES, NUM_BOXES, pyramid, training_batch 
 from src.model_utils.config import load_config  # noqa: E402
 
 ms.set_context(mode=ms.GRAPH_MODE)
+ms.set_seed(1)
 
 
 def configuration(height: int, width: int, num_classes: int, batch_size: int = 1):

@@ -11,7 +11,7 @@ from src.FasterRcnn.fpn_neck import FeatPyramidNeck
 from src.FasterRcnn.proposal_generator import Proposal
 from src.FasterRcnn.rcnn import BoxPredictor, Rcnn
 from src.FasterRcnn.resnet import ResidualBlock, ResNetFea
-from src.FasterRcnn.roi_align import SingleRoIExtractor
+from src.FasterRcnn.roi_align import SingleRoIExtractor, pixel_rows
 from src.FasterRcnn.rpn import RPN
 from src.FasterRcnn.target_assign import take_rows
 
@@ -61,10 +61,10 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
             box_coder, config.num_expected_pos_stage2, config.num_expected_neg_stage2, config.pos_iou_thr_stage2,
             config.neg_iou_thr_stage2, config.min_pos_iou_stage2, seed=config.seed + 2)
         self.num_rois = config.num_expected_neg_stage2
-        self.roi_strides = len(config.roi_align_featmap_strides)
+        self.on_cpu = config.device_target == "CPU"
         self.roi_align = SingleRoIExtractor(config.roi_layer.out_size, config.roi_layer.sample_num,
                                             config.roi_align_featmap_strides, config.roi_align_finest_scale,
-                                            native=config.device_target != "CPU")
+                                            native=not self.on_cpu)
         self.rcnn = Rcnn(config.rcnn_in_channels * config.roi_layer.out_size ** 2, config.rcnn_fc_out_channels,
                          config.num_classes, background_boxes)
         self.predict_boxes = BoxPredictor(box_coder, background_boxes, config.test_score_thr, config.test_iou_thr,
@@ -83,11 +83,17 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
     def losses(self, img_data, gt_boxes, gt_labels, gt_valid):
         """The six losses of a training step; arguments as in the class."""
         features = self.fpn_neck(self.backbone(img_data))
-        logits, deltas = self.rpn_with_loss(features)
-        rpn_cls_loss, rpn_reg_loss = self.rpn_with_loss.losses(logits, deltas, gt_boxes, gt_valid)
+        if self.on_cpu:
+            pixels = pixel_rows(features)
+            rpn_cls_loss, rpn_reg_loss = self.rpn_with_loss.losses_at_samples(features, pixels, gt_boxes, gt_valid)
+            logits, deltas = self.rpn_with_loss([ops.stop_gradient(feature) for feature in features])
+        else:
+            pixels = None
+            logits, deltas = self.rpn_with_loss(features)
+            rpn_cls_loss, rpn_reg_loss = self.rpn_with_loss.losses(logits, deltas, gt_boxes, gt_valid)
         proposals, proposal_mask = self.proposals_train(logits, deltas)
         rois, labels, target_deltas, valid = self.sampled_rois(gt_boxes, gt_labels, gt_valid, proposals, proposal_mask)
-        roi_logits, roi_deltas = self.rcnn(self.roi_align(rois, features[:self.roi_strides]))
+        roi_logits, roi_deltas = self.rcnn(self.roi_align(rois, features, pixels))
         rcnn_cls_loss, rcnn_reg_loss = self.rcnn.losses(
             roi_logits, roi_deltas, ops.reshape(labels, (-1,)), ops.reshape(target_deltas, (-1, 4)),
             ops.reshape(valid, (-1,)))
@@ -119,7 +125,7 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         features = self.fpn_neck(self.backbone(img_data))
         logits, deltas = self.rpn_with_loss(features)
         proposals, proposal_mask = self.proposals_test(logits, deltas)
-        roi_logits, roi_deltas = self.rcnn(self.roi_align(proposals, features[:self.roi_strides]))
+        roi_logits, roi_deltas = self.rcnn(self.roi_align(proposals, features))
         return self.predict_boxes(roi_logits, roi_deltas, proposals, proposal_mask, img_metas[:, 2:4])
 
 

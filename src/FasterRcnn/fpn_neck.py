@@ -1,7 +1,9 @@
 """Feature pyramid (Lin et al. 2017)."""
 from collections.abc import Sequence
 
-from mindspore import nn, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore import dtype as mstype
 from mindspore.common.initializer import XavierUniform
 
 
@@ -57,12 +59,18 @@ class _AddUpsampled(nn.Cell):
 
     def __init__(self):
         super().__init__()
+        # A transposed convolution of single channels with a kernel of ones copies; a sum with broadcasting would keep
+        # two lists of as many 64-bit indices as there are pixels.
+        self.copy_to_block = ops.Conv2DTranspose(out_channel=1, kernel_size=2, stride=2)
+        self.ones = Tensor(np.ones((1, 1, 2, 2)), mstype.float32)
         self.mean_of_block = ops.AvgPool(kernel_size=2, strides=2)
 
     def construct(self, fine, coarse):
         batch, channels, height, width = coarse.shape
-        blocks = ops.reshape(fine, (batch, channels, height, 2, width, 2))
-        return ops.reshape(blocks + ops.reshape(coarse, (batch, channels, height, 1, width, 1)), fine.shape)
+        maps = ops.reshape(coarse, (batch * channels, 1, height, width))
+        blocks = self.copy_to_block(maps, ops.cast(self.ones, coarse.dtype),
+                                    (batch * channels, 1, 2 * height, 2 * width))
+        return fine + ops.reshape(blocks, fine.shape)
 
     def bprop(self, fine, coarse, out, dout):
         # The sum over 2 x 2 blocks; a pooling does it four times faster than a reduction over split axes.

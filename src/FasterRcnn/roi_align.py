@@ -30,6 +30,19 @@ def roi_levels(rois, finest_scale: int, num_levels: int):
     return ops.cast(level, mstype.int32)
 
 
+def pixel_rows(features):
+    """Feature maps as one matrix with a row per pixel, for operators that pick pixels.
+
+    Args:
+        features (tuple of Tensor): (B, C, H_l, W_l) of each level.
+
+    Returns:
+        Tensor (P, C): level after level, in each image after image, in each row after row.
+    """
+    channels = features[0].shape[1]
+    return ops.concat([ops.reshape(ops.transpose(f, (0, 2, 3, 1)), (-1, channels)) for f in features], axis=0)
+
+
 class SingleRoIExtractor(nn.Cell):
     """Pool each RoI to a fixed grid from the pyramid level of its size (He et al. 2017).
 
@@ -47,7 +60,9 @@ class SingleRoIExtractor(nn.Cell):
 
     Inputs:
         - **rois** (Tensor) - (B, R, 4) float32 xyxy in pixels of the canvas. No gradient flows to them.
-        - **features** (tuple of Tensor) - one (B, C, H_l, W_l) per stride.
+        - **features** (tuple of Tensor) - one (B, C, H_l, W_l) per stride; more, coarser ones are not pooled from.
+        - **pixels** (Tensor | None) - :func:`pixel_rows` of the features, where others need them too; the sparse
+          product takes them from the features otherwise.
 
     Outputs:
         Tensor (B * R, C, out_size, out_size), rows in the order of the images. Padding rows pool the top left corner.
@@ -63,10 +78,10 @@ class SingleRoIExtractor(nn.Cell):
         else:
             self.pool = _SparseRoIAlign(out_size, sample_num, featmap_strides)
 
-    def construct(self, rois, features):
+    def construct(self, rois, features, pixels=None):
         rois = ops.stop_gradient(rois)
         levels = roi_levels(rois, self.finest_scale, self.num_levels)
-        return self.pool(rois, levels, features)
+        return self.pool(rois, levels, features[:self.num_levels], pixels)
 
 
 class _NativeRoIAlign(nn.Cell):
@@ -76,7 +91,7 @@ class _NativeRoIAlign(nn.Cell):
         super().__init__()
         self.pools = [ops.ROIAlign(out_size, out_size, 1.0 / stride, sample_num) for stride in featmap_strides]
 
-    def construct(self, rois, levels, features):
+    def construct(self, rois, levels, features, pixels):
         batch, num_rois, _ = rois.shape
         image = ops.reshape(ops.arange(batch), (batch, 1, 1))
         image = ops.cast(ops.broadcast_to(image, (batch, num_rois, 1)), rois.dtype)
@@ -109,17 +124,15 @@ class _SparseRoIAlign(nn.Cell):
         self.sample_offsets = Tensor((np.arange(out_size * sample_num) + 0.5) / sample_num, mstype.float32)
         self.sample_weight = 1.0 / sample_num
         self.num_taps = 2 * sample_num
-        self.product = _SparseProduct()
+        self.product = SparseProduct()
 
-    def construct(self, rois, levels, features):
+    def construct(self, rois, levels, features, pixels):
         batch, num_rois, _ = rois.shape
         channels = features[0].shape[1]
-        pixels = ops.concat([ops.reshape(ops.transpose(f, (0, 2, 3, 1)), (-1, channels)) for f in features], axis=0)
+        if pixels is None:
+            pixels = pixel_rows(features)
         columns, weights = self.taps(rois, levels, features)
-        num_bins, num_taps = columns.shape
-        rows = ops.broadcast_to(ops.reshape(ops.arange(num_bins), (num_bins, 1)), (num_bins, num_taps))
-        indices = ops.stack((ops.reshape(ops.cast(rows, mstype.int32), (-1,)), ops.reshape(columns, (-1,))), axis=1)
-        pooled = self.product(indices, ops.reshape(weights, (-1,)), pixels, num_bins)
+        pooled = self.product(entries_of(columns), ops.reshape(weights, (-1,)), pixels, columns.shape[0])
         pooled = ops.reshape(pooled, (batch * num_rois, self.out_size * self.out_size, channels))
         return ops.reshape(ops.transpose(pooled, (0, 2, 1)),
                            (batch * num_rois, channels, self.out_size, self.out_size))
@@ -182,13 +195,13 @@ class _SparseRoIAlign(nn.Cell):
         return ops.reshape(pixel, shape), ops.reshape(weight, shape)
 
 
-class _SparseProduct(nn.Cell):
+class SparseProduct(nn.Cell):
     """Sparse matrix times dense matrix, with a gradient to the dense one only.
 
     The operator's own derivative would also gather a row of the dense matrix for every entry.
 
     Inputs:
-        - **indices** (Tensor) - (E, 2) int32 row and column of each entry.
+        - **entries** (Tensor) - (E, 2) int32 row and column of each entry, see :func:`entries_of`.
         - **weights** (Tensor) - (E,) float32 values.
         - **dense** (Tensor) - (P, C).
         - **num_rows** (int) - rows of the sparse matrix.
@@ -202,9 +215,18 @@ class _SparseProduct(nn.Cell):
         self.multiply = ops.SparseTensorDenseMatmul()
         self.multiply_transposed = ops.SparseTensorDenseMatmul(adjoint_st=True)
 
-    def construct(self, indices, weights, dense, num_rows):
-        return self.multiply(indices, weights, (num_rows, dense.shape[0]), dense)
+    def construct(self, entries, weights, dense, num_rows):
+        return self.multiply(entries, weights, (num_rows, dense.shape[0]), dense)
 
-    def bprop(self, indices, weights, dense, num_rows, out, dout):
-        gradient = self.multiply_transposed(indices, weights, (num_rows, dense.shape[0]), dout)
-        return ops.zeros_like(indices), ops.zeros_like(weights), gradient, 0
+    def bprop(self, entries, weights, dense, num_rows, out, dout):
+        """Gradients of the inputs: that of the dense matrix is the product with the transposed sparse one."""
+        gradient = self.multiply_transposed(entries, weights, (num_rows, dense.shape[0]), dout)
+        return ops.zeros_like(entries), ops.zeros_like(weights), gradient, 0
+
+
+def entries_of(columns):
+    """Row and column of every entry of a sparse matrix, (R * T, 2) int32, from the columns of each row's, (R, T)."""
+    num_rows, _ = columns.shape
+    rows = ops.cast(ops.reshape(ops.arange(num_rows), (num_rows, 1)), mstype.int32)
+    rows = ops.broadcast_to(rows, columns.shape)
+    return ops.stack((ops.reshape(rows, (-1,)), ops.reshape(columns, (-1,))), axis=1)

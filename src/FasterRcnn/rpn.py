@@ -4,6 +4,7 @@ from mindspore import nn, ops
 from mindspore.common.initializer import Normal
 
 from src.FasterRcnn.bbox_assign_sample import BboxAssignSample
+from src.FasterRcnn.roi_align import SparseProduct, entries_of
 from src.FasterRcnn.target_assign import take_rows
 
 
@@ -40,6 +41,64 @@ class RpnRegClsBlock(nn.Cell):
         deltas = ops.reshape(ops.transpose(self.rpn_reg(x), (0, 2, 3, 1)), (batch, -1, 4))
         return logits, deltas
 
+    def at_cells(self, patches):
+        """The same outputs for some cells only.
+
+        Args:
+            patches (Tensor): (N, 9, in_channels), every cell's 3 x 3 pixels, row by row; 0 beyond the map.
+
+        Returns:
+            logits (N, A) and deltas (N, A, 4).
+        """
+        num_cells, _, channels = patches.shape
+        weight = ops.reshape(ops.transpose(self.rpn_conv.weight, (2, 3, 1, 0)), (9 * channels, -1))
+        x = ops.BiasAdd()(ops.MatMul()(ops.reshape(patches, (num_cells, -1)), weight), self.rpn_conv.bias)
+        x = ops.reshape(self.relu(x), (num_cells, -1, 1, 1))
+        return ops.reshape(self.rpn_cls(x), (num_cells, -1)), ops.reshape(self.rpn_reg(x), (num_cells, -1, 4))
+
+
+class CellPatches(nn.Cell):
+    """The 3 x 3 pixels around some cells, with a gradient to the pixels.
+
+    Inputs:
+        - **pixels** (Tensor) - (P, C), :func:`src.FasterRcnn.roi_align.pixel_rows` of the feature maps.
+        - **cells** (Tensor) - (B, S) int32 numbers of cells, counted over all levels: level, row, column.
+        - **sizes** (tuple) - height and width of each level's map, plain numbers.
+
+    Outputs:
+        Tensor (B * S, 9, C), row by row; 0 beyond the map.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.product = SparseProduct()
+
+    def construct(self, pixels, cells, sizes):
+        batch, num_cells = cells.shape
+        image = ops.cast(ops.reshape(ops.arange(batch), (batch, 1)), mstype.int32)
+        zero = ops.zeros_like(cells)
+        first_cell, first_pixel, height, width = zero, zero, zero, zero
+        start = 0
+        for rows, cols in sizes:
+            here = ops.cast(ops.logical_and(cells >= start, cells < start + rows * cols), mstype.int32)
+            first_cell = first_cell + here * start
+            first_pixel = first_pixel + here * (start * batch + image * (rows * cols))
+            height, width = height + here * rows, width + here * cols
+            start += rows * cols
+        y = (cells - first_cell) // width
+        x = cells - first_cell - y * width
+        columns, inside = (), ()
+        for dy in (-1, 0, 1):
+            for dx in (-1, 0, 1):
+                is_inside = ops.logical_and(ops.logical_and(y + dy >= 0, y + dy < height),
+                                            ops.logical_and(x + dx >= 0, x + dx < width))
+                columns = columns + (ops.where(is_inside, first_pixel + (y + dy) * width + x + dx, zero),)
+                inside = inside + (ops.cast(is_inside, pixels.dtype),)
+        columns = ops.reshape(ops.stack(columns, axis=2), (-1, 1))
+        inside = ops.reshape(ops.stack(inside, axis=2), (-1,))
+        patches = self.product(entries_of(columns), inside, pixels, columns.shape[0])
+        return ops.reshape(patches, (batch * num_cells, 9, pixels.shape[1]))
+
 
 class RPN(nn.Cell):
     """Region proposal network over all levels, with its losses.
@@ -60,6 +119,8 @@ class RPN(nn.Cell):
         # One head for all levels; the list is part of the parameter names.
         self.rpn_convs_list = nn.CellList([RpnRegClsBlock(in_channels, feat_channels, num_anchors)])
         self.assign = assign
+        self.num_anchors = num_anchors
+        self.cell_patches = CellPatches()
 
     def construct(self, features):
         head = self.rpn_convs_list[0]
@@ -83,13 +144,48 @@ class RPN(nn.Cell):
             two float32 scalars: sigmoid cross entropy and smooth L1, both summed over the sampled anchors and divided
             by the most that can be sampled, 256 * B in the published configuration.
         """
-        index, labels, valid, target_deltas = self.assign(gt_boxes, gt_valid)
-        index, labels, valid = ops.stop_gradient(index), ops.stop_gradient(labels), ops.stop_gradient(valid)
-        target_deltas = ops.stop_gradient(target_deltas)
+        targets = self.targets(gt_boxes, gt_valid)
+        index, num_pos = targets[0], targets[3].shape[1]
+        logits = ops.gather_elements(ops.cast(ops.concat(logits, axis=1), mstype.float32), 1, index)
+        return self.sampled_losses(logits, take_rows(ops.concat(deltas, axis=1), index[:, :num_pos]), targets)
+
+    def losses_at_samples(self, features, pixels, gt_boxes, gt_valid):
+        """The same losses from the head's outputs at the sampled anchors alone.
+
+        Their values are those of :meth:`losses`. The gradient of all other outputs is 0, and a convolution's backward
+        pass spends most of its time on zeros then: some 500 cells of 160,000 are sampled. Here the head is computed
+        again at these cells, and the gradient flows through them.
+
+        Args:
+            features (tuple of Tensor): (B, C, H_l, W_l), inputs of the RPN; for their sizes.
+            pixels (Tensor): :func:`src.FasterRcnn.roi_align.pixel_rows` of them.
+            gt_boxes, gt_valid (Tensor): as in :meth:`losses`.
+
+        Returns:
+            two float32 scalars, see :meth:`losses`.
+        """
+        targets = self.targets(gt_boxes, gt_valid)
+        index, num_pos = targets[0], targets[3].shape[1]
+        batch, num_samples = index.shape
+        cells = index // self.num_anchors
+        patches = self.cell_patches(pixels, cells, [feature.shape[2:] for feature in features])
+        logits, deltas = self.rpn_convs_list[0].at_cells(patches)
+        anchor = ops.reshape(index - cells * self.num_anchors, (batch * num_samples, 1))
+        logits = ops.reshape(ops.gather_elements(logits, 1, anchor), (batch, num_samples))
+        rows = ops.reshape(ops.arange(batch * num_samples), (-1, 1)) * self.num_anchors
+        rows = ops.reshape(ops.cast(rows, mstype.int32) + anchor, (batch, num_samples))[:, :num_pos]
+        deltas = ops.gather(ops.reshape(deltas, (-1, 4)), rows, 0)
+        return self.sampled_losses(logits, deltas, targets)
+
+    def targets(self, gt_boxes, gt_valid):
+        """Outputs of :class:`src.FasterRcnn.bbox_assign_sample.BboxAssignSample`, without gradient."""
+        index, labels, valid, deltas = self.assign(gt_boxes, gt_valid)
+        return ops.stop_gradient(index), ops.stop_gradient(labels), ops.stop_gradient(valid), ops.stop_gradient(deltas)
+
+    def sampled_losses(self, logits, deltas, targets):
+        """Losses of logits (B, S) and deltas (B, num_pos, 4) of the sampled anchors."""
+        index, labels, valid, target_deltas = targets
         batch, num_pos, _ = target_deltas.shape
-        logits = ops.cast(ops.concat(logits, axis=1), mstype.float32)
-        logits = ops.gather_elements(logits, 1, index)
-        deltas = take_rows(ops.concat(deltas, axis=1), index[:, :num_pos])
         normaliser = (index.shape[1] - num_pos) * batch
         cls_loss = ops.binary_cross_entropy_with_logits(logits, labels, valid, ops.ones_like(logits), "sum")
         reg_loss = smooth_l1(ops.cast(deltas, mstype.float32) - target_deltas, self.REG_BETA)
