@@ -1,4 +1,10 @@
 """What is measured of this project; see harness.py."""
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
 from src.runtime import prepare_process
 
 prepare_process()
@@ -24,6 +30,50 @@ def configuration(height: int, width: int, num_classes: int, batch_size: int = 1
 
 def train_step(height: int, width: int, batch_size: int, num_classes: int, num_threads: int):
     """One step of training, ResNet-50, the first stage and all batch norms fixed."""
+    step, batch = _step_and_batch(height, width, batch_size, num_classes)
+    return lambda: [float(loss) for loss in step(*batch)], {}
+
+
+def graph_compile(height: int, width: int, batch_size: int, num_classes: int, num_threads: int):
+    """Compilation of that step, in a new process each time."""
+    code = (f"import time; from benchmarks.ours import _step_and_batch as make; "
+            f"step, batch = make({height}, {width}, {batch_size}, {num_classes}); start = time.perf_counter(); "
+            f"step.compile(*batch); print('seconds', time.perf_counter() - start)")
+
+    def run():
+        output = subprocess.run([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, check=True).stdout
+        return float(output.rsplit("seconds", 1)[1])
+
+    return run, {}
+
+
+def first_training_step(height: int, width: int, num_threads: int):
+    """``python train.py`` on generated pictures: from the start of the process to the end of its first step."""
+    folder = tempfile.TemporaryDirectory()
+    data, program = Path(folder.name, "data"), str(Path("train.py").absolute())
+    subprocess.run([sys.executable, "-m", "src.sample_data", f"--output_dir={data}", "--num_train=20", "--num_val=1",
+                    f"--width={width}", f"--height={height}"], check=True, stdout=sys.stderr)
+    command = [sys.executable, program, "--device_target=CPU", f"--coco_root={data}", f"--img_width={width}",
+               f"--mindrecord_dir={folder.name}/records", f"--img_height={height}", "--batch_size=2",
+               "--coco_classes=['background','disc','square','star']", "--pre_trained=", "--frozen_stages=-1",
+               "--norm_eval=False", "--opt_type=adam", "--base_lr=0.0016"]
+
+    def run():
+        start = time.perf_counter()
+        with subprocess.Popen(command, cwd=folder.name, text=True, stdout=subprocess.PIPE) as process:
+            for line in process.stdout:
+                if "first step done" in line:
+                    process.kill()
+                    return time.perf_counter() - start
+        raise SystemExit(f"train.py ended before its first step: {' '.join(command)}")
+
+    # The run to warm up also makes the record files; the folder lives as long as the function.
+    run.folder = folder
+    return run, {}
+
+
+def _step_and_batch(height: int, width: int, batch_size: int, num_classes: int):
+    """The compiled step's cell and a batch for it."""
     from src.FasterRcnn import build_detector
     from src.network_define import TrainStep, build_optimizer
     config = configuration(height, width, num_classes, batch_size)
@@ -38,7 +88,7 @@ def train_step(height: int, width: int, batch_size: int, num_classes: int, num_t
     valid = padded_labels > 0
     batch = (Tensor(image), Tensor([[height, width, 1.0]] * batch_size, mstype.float32), Tensor(padded),
              Tensor(padded_labels), Tensor(valid))
-    return lambda: [float(loss) for loss in step(*batch)], {}
+    return step, batch
 
 
 def inference(height: int, width: int, num_classes: int, num_threads: int):
@@ -92,8 +142,6 @@ def matrix_product(side: int, num_threads: int):
 
 def evaluation_pictures(folder: str, height: int, width: int, num_pictures: int, num_threads: int):
     """Decode, resize, normalise: pictures of a folder on one core."""
-    from pathlib import Path
-
     import cv2
 
     from src.transforms import Canvas, decode_rgb, evaluation_input

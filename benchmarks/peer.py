@@ -1,4 +1,7 @@
 """What is measured of torchvision, with the same inputs as ours.py; see harness.py. Runs without MindSpore."""
+import subprocess
+import sys
+
 import numpy as np
 import torch
 import torchvision
@@ -18,7 +21,7 @@ def _detector(height: int, width: int, num_classes: int, trainable_stages: int =
         max_size=max(height, width), **settings)
 
 
-def train_step(height: int, width: int, batch_size: int, num_classes: int, num_threads: int):
+def train_step(height: int, width: int, batch_size: int, num_classes: int, num_threads: int, count: bool = True):
     """One step: the stem and the first stage fixed, 2000 proposals, 512 sampled RoIs, SGD with momentum."""
     torch.set_num_threads(num_threads)
     model = _detector(height, width, num_classes).train()
@@ -34,11 +37,29 @@ def train_step(height: int, width: int, batch_size: int, num_classes: int, num_t
         losses = model(images, targets)
         sum(losses.values()).backward()
         optimizer.step()
-        return [float(loss) for loss in losses.values()]
+        return [loss.item() for loss in losses.values()]
 
+    if not count:
+        return run, {}
     with FlopCounterMode(display=False) as counter:
         run()
     return run, {"gflop": counter.get_total_flops() / 1e9}
+
+
+def first_training_step(height: int, width: int, num_threads: int):
+    """A new process from its start to the end of one training step: imports, model, step."""
+    code = f"from benchmarks.peer import one_step; one_step({height}, {width}, 2, 4, {num_threads})"
+
+    def run():
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    return run, {}
+
+
+def one_step(height: int, width: int, batch_size: int, num_classes: int, num_threads: int) -> None:
+    """Build and train for one step, without counting operations."""
+    run, _ = train_step(height, width, batch_size, num_classes, num_threads, count=False)
+    run()
 
 
 def inference(height: int, width: int, num_classes: int, num_threads: int):

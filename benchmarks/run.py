@@ -17,7 +17,7 @@ from pathlib import Path
 
 from harness import Contender, compare
 
-GROUPS = ("matrix_product", "roi_align", "train_step", "inference", "evaluation_pictures", "coco_scoring")
+GROUPS = ("matrix_product", "roi_align", "train_step", "start_up", "inference", "evaluation_pictures", "coco_scoring")
 SIZES = ((768, 1280), (256, 320))
 MATRIX_SIDE = 4096
 
@@ -38,6 +38,10 @@ def comparisons(peer: str, pictures: str) -> Iterator[tuple[str, str, list[Conte
         step = {"height": height, "width": width, "batch_size": 2, "num_classes": 81}
         yield "train_step", f"training step {height}x{width} batch 2", [_ours("train_step", **step),
                                                                         _peer(peer, "train_step", **step)]
+    yield "start_up", "compilation of the training step 256x320", [
+        _ours("graph_compile", height=256, width=320, batch_size=2, num_classes=81)]
+    yield "start_up", "start to the end of the first training step 256x320", [
+        _ours("first_training_step", height=256, width=320), _peer(peer, "first_training_step", height=256, width=320)]
     for num_classes in (4, 81):
         picture = {"height": 768, "width": 1280, "num_classes": num_classes}
         yield "inference", f"inference 768x1280, {num_classes} classes", [_ours("inference", **picture),

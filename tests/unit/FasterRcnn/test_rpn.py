@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
+from src.FasterRcnn.roi_align import pixel_rows
 from src.FasterRcnn.rpn import RPN, RpnRegClsBlock, smooth_l1
 from tests.unit.FasterRcnn import reference
 from tests.unit.FasterRcnn.reference import Graph, NumpyNet, tensor
@@ -171,6 +172,43 @@ def test_gradients_by_hand():
             expected_deltas[image, anchor] = np.clip(difference * 9, -1, 1) / 512
     np.testing.assert_allclose(to_logits, expected_logits, atol=1e-7)
     np.testing.assert_allclose(to_deltas, expected_deltas, atol=1e-7)
+
+
+LEVEL_MAPS = ((8, 10), (4, 5))                               # 3 anchors a cell make LEVEL_SIZES
+
+
+def test_losses_at_samples_equal_the_definition():
+    """Anchors of both levels, corners and borders among them; two images."""
+    rng = np.random.default_rng(37)
+    targets = random_targets(38, (128, 40))
+    rpn = build(GivenTargets(*targets))
+    for param in rpn.get_parameters():
+        param.set_data(tensor(rng.normal(0, 0.3, param.shape)))
+    maps = [rng.normal(0, 1, (BATCH, 4, *shape)).astype(np.float32) for shape in LEVEL_MAPS]
+    gt_boxes, gt_valid = tensor(np.zeros((BATCH, 4, 4))), tensor(np.zeros((BATCH, 4)), ms.bool_)
+
+    def at_samples(p2, p3):
+        return rpn.losses_at_samples((p2, p3), pixel_rows((p2, p3)), gt_boxes, gt_valid)
+
+    def dense(p2, p3):
+        return rpn.losses(*rpn((p2, p3)), gt_boxes, gt_valid)
+
+    def total(losses):
+        def add(p2, p3):
+            cls_loss, reg_loss = losses(p2, p3)
+            return cls_loss + reg_loss
+        return Graph(add)
+
+    net = NumpyNet(rpn)
+    outputs = [net.rpn_head(feature, "rpn_convs_list.0.") for feature in maps]
+    expected = expected_losses(*zip(*outputs, strict=True), *targets)
+    values = [value.asnumpy() for value in Graph(at_samples)(*map(tensor, maps))]
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    params = ms.ParameterTuple(rpn.trainable_params())
+    gradients = [ms.grad(total(losses), (0, 1), params)(*map(tensor, maps)) for losses in (at_samples, dense)]
+    for sampled, whole in zip(*[(*features, *weights) for features, weights in gradients], strict=True):
+        np.testing.assert_allclose(sampled.asnumpy(), whole.asnumpy(), rtol=1e-4, atol=1e-6)
+        assert whole.asnumpy().any()
 
 
 def test_images_without_boxes():
