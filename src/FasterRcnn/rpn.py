@@ -1,6 +1,6 @@
 """Region proposal network: its head, shared by all levels, and its losses."""
+from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
-from mindspore import nn, ops
 from mindspore.common.initializer import Normal
 
 from src.FasterRcnn.bbox_assign_sample import BboxAssignSample
@@ -72,6 +72,8 @@ class CellPatches(nn.Cell):
     def __init__(self):
         super().__init__()
         self.product = SparseProduct()
+        self.offset_y = Tensor([-1, -1, -1, 0, 0, 0, 1, 1, 1], mstype.int32)
+        self.offset_x = Tensor([-1, 0, 1, -1, 0, 1, -1, 0, 1], mstype.int32)
 
     def construct(self, pixels, cells, sizes):
         batch, num_cells = cells.shape
@@ -85,17 +87,14 @@ class CellPatches(nn.Cell):
             first_pixel = first_pixel + here * (start * batch + image * (rows * cols))
             height, width = height + here * rows, width + here * cols
             start += rows * cols
-        y = (cells - first_cell) // width
-        x = cells - first_cell - y * width
-        columns, inside = (), ()
-        for dy in (-1, 0, 1):
-            for dx in (-1, 0, 1):
-                is_inside = ops.logical_and(ops.logical_and(y + dy >= 0, y + dy < height),
-                                            ops.logical_and(x + dx >= 0, x + dx < width))
-                columns = columns + (ops.where(is_inside, first_pixel + (y + dy) * width + x + dx, zero),)
-                inside = inside + (ops.cast(is_inside, pixels.dtype),)
-        columns = ops.reshape(ops.stack(columns, axis=2), (-1, 1))
-        inside = ops.reshape(ops.stack(inside, axis=2), (-1,))
+        row = (cells - first_cell) // width
+        column = cells - first_cell - row * width
+        y, x = ops.expand_dims(row, 2) + self.offset_y, ops.expand_dims(column, 2) + self.offset_x
+        first_pixel, height, width = [ops.expand_dims(each, 2) for each in (first_pixel, height, width)]
+        inside = ops.logical_and(ops.logical_and(y >= 0, y < height), ops.logical_and(x >= 0, x < width))
+        inside = ops.cast(inside, mstype.int32)
+        columns = ops.reshape((first_pixel + y * width + x) * inside, (-1, 1))
+        inside = ops.cast(ops.reshape(inside, (-1,)), pixels.dtype)
         patches = self.product(entries_of(columns), inside, pixels, columns.shape[0])
         return ops.reshape(patches, (batch * num_cells, 9, pixels.shape[1]))
 
