@@ -12,8 +12,10 @@ STUB = """#!/bin/bash
 [[ $0 == */python && ( $1 == -c || $1 == */rank_table.py ) ]] && exec "$REAL_PYTHON" "$@"
 printf '%s\\0' "$@" >"$RECORD/arguments"
 printf '%s\\n' "${DEVICE_ID-unset}" "${CUDA_VISIBLE_DEVICES-unset}" "$PWD" >"$RECORD/environment"
-echo "the program's output"
 env -0 >"$RECORD/variables"
+# The output comes last: who sends a signal on reading it must not meet a bash that waits for env. That bash would take
+# no notice of an interrupt which env has survived.
+echo "the program's output"
 [[ -z ${STUB_WAIT:-} ]] || exec sleep "$STUB_WAIT"
 exit "${STUB_EXIT:-0}"
 """
