@@ -75,10 +75,11 @@ def first_training_step(height: int, width: int, num_threads: int):
 def _step_and_batch(height: int, width: int, batch_size: int, num_classes: int):
     """The compiled step's cell and a batch for it."""
     from src.FasterRcnn import build_detector
-    from src.network_define import TrainStep, build_optimizer
+    from src.network_define import build_step
+    from src.runtime import Device
     config = configuration(height, width, num_classes, batch_size)
     detector = build_detector(config)
-    step = TrainStep(detector, build_optimizer(config, detector, [1e-5] * 1000), config.loss_scale)
+    step = build_step(detector, config, [1e-5] * 1000, Device("CPU"))
     step.set_train()
     image, boxes, labels = training_batch(height, width, batch_size)
     padded = np.zeros((batch_size, config.num_gts, 4), np.float32)

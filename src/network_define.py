@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 from tqdm import tqdm
 
@@ -83,7 +83,43 @@ def build_optimizer(config, network: nn.Cell, rates: Sequence[float]) -> nn.Opti
     params, rates = network.trainable_params(), Tensor(rates, mstype.float32)
     if config.opt_type == "adam":
         return nn.Adam(params, learning_rate=rates, weight_decay=config.weight_decay)
-    return nn.SGD(params, learning_rate=rates, momentum=config.momentum, weight_decay=config.weight_decay)
+    return SGD(params, rates, config.momentum, config.weight_decay)
+
+
+class SGD(nn.SGD):
+    """Gradient descent with momentum, whose operator also applies the weight decay.
+
+    The parent adds the decay to each gradient by two operators of its own, which take as long to compile as the update
+    and another pass over all weights. As there, scales and shifts of batch norms do not decay.
+
+    Args:
+        params (Sequence[Parameter]): what is updated.
+        rates (Tensor): learning rate of every step.
+        momentum (float): from 0.
+        weight_decay (float): factor on the weights, added to their gradients; from 0.
+    """
+
+    def __init__(self, params: Sequence[Parameter], rates: Tensor, momentum: float, weight_decay: float):
+        super().__init__(params, learning_rate=rates, momentum=momentum)
+        self.opt = tuple(ops.SGD(weight_decay=weight_decay if decays else 0.0) for decays in self.decay_flags)
+
+
+def build_step(network: nn.Cell, config, rates: Sequence[float], device: Device) -> TrainStep:
+    """The training step of a configuration.
+
+    Args:
+        network (Cell): a detector.
+        config (Config): ``loss_scale``, ``grad_clip``, ``grad_clip_norm``, and those of :func:`build_optimizer`.
+        rates (Sequence[float]): learning rate of every step.
+        device (Device): where this process stands among its fellows.
+
+    Returns:
+        TrainStep
+    """
+    # A CPU computes in float32, where no gradient vanishes; unscaling all of them would only take time to compile.
+    loss_scale = 1.0 if device.target == "CPU" else config.loss_scale
+    return TrainStep(network, build_optimizer(config, network, rates), loss_scale,
+                     config.grad_clip_norm if config.grad_clip else None, device.num_devices)
 
 
 def check_start(config) -> None:
@@ -124,8 +160,7 @@ def train(network: nn.Cell, dataset, config, device: Device, evaluate: Callable[
     LOGGER.info("learning rate %.6g = base_lr %g x %d devices x batch %d / 16, %s schedule, %d epochs of %d steps",
                 config.base_lr * device.num_devices * config.batch_size / 16, config.base_lr, device.num_devices,
                 config.batch_size, config.lr_type, config.epoch_size, steps)
-    step_network = TrainStep(network, build_optimizer(config, network, rates), config.loss_scale,
-                             config.grad_clip_norm if config.grad_clip else None, device.num_devices)
+    step_network = build_step(network, config, rates, device)
     checkpoints = Checkpoints(config, device)
     best = -math.inf
     batches = dataset.create_tuple_iterator(num_epochs=config.epoch_size)

@@ -48,7 +48,7 @@ class BboxAssignSample(nn.Cell):
         self.sample = PosNegSample(num_pos, num_total, num_total, seed)
 
     def construct(self, gt_boxes, gt_valid):
-        matchable = ops.where(ops.expand_dims(gt_valid, 2), gt_boxes, ops.full_like(gt_boxes, FAR_AWAY))
+        matchable = ops.where(ops.expand_dims(gt_valid, 2), gt_boxes, FAR_AWAY)
         iou = shared_iou(self.anchors, matchable)
         matched_gt = match(iou, *self.thresholds)
         index, pos_mask, valid = self.sample(matched_gt)

@@ -3,6 +3,7 @@ from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 from src.FasterRcnn.box_ops import BoxCoder, pairwise_iou
+from src.FasterRcnn.counting import count_up
 from src.FasterRcnn.target_assign import FAR_AWAY, IGNORED, PosNegSample, match, take_rows
 
 
@@ -55,12 +56,11 @@ class BboxAssignSampleForRcnn(nn.Cell):
     def match_with_gts(self, gt_boxes, gt_valid, proposals, proposal_mask):
         """Matched ground truth of every candidate, (B, G + R) int32: the ground truths first, then the proposals."""
         batch, num_gts, _ = gt_boxes.shape
-        matchable = ops.where(ops.expand_dims(gt_valid, 2), gt_boxes, ops.full_like(gt_boxes, FAR_AWAY))
+        matchable = ops.where(ops.expand_dims(gt_valid, 2), gt_boxes, FAR_AWAY)
         # Padded rows stand on the other side of the canvas from padded ground truths.
-        choosable = ops.where(ops.expand_dims(proposal_mask, 2), proposals, ops.full_like(proposals, -FAR_AWAY))
+        choosable = ops.where(ops.expand_dims(proposal_mask, 2), proposals, -FAR_AWAY)
         matched = match(pairwise_iou(matchable, choosable, extra_pixel=1), *self.thresholds)
-        matched = ops.where(proposal_mask, matched, ops.full_like(matched, IGNORED))
-        itself = ops.broadcast_to(ops.reshape(ops.arange(num_gts), (1, num_gts)), (batch, num_gts))
-        itself = ops.cast(itself, mstype.int32)
-        itself = ops.where(gt_valid, itself, ops.full_like(itself, IGNORED))
+        matched = ops.where(proposal_mask, matched, IGNORED)
+        itself = ops.broadcast_to(ops.reshape(count_up(num_gts), (1, num_gts)), (batch, num_gts))
+        itself = ops.where(gt_valid, itself, IGNORED)
         return ops.concat((itself, matched), axis=1)

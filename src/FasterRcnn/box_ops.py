@@ -11,6 +11,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
+from src.FasterRcnn.counting import count_up
+
 # |log(w / w_anchor)| is cut here when decoding, as in mmdetection v1: exp(4.135) = 62.5 = 1000 / 16.
 WH_RATIO_CLIP = 0.016
 
@@ -66,9 +68,9 @@ def pairwise_iou(rows, columns, extra_pixel: int):
     Returns:
         Tensor (B, M, N) in [0, 1]; NaN for two boxes without area.
     """
-    row_x1, row_y1, row_x2, row_y2 = ops.split(rows, 1, axis=2)
+    row_x1, row_y1, row_x2, row_y2 = ops.Split(2, 4)(rows)
     columns = ops.transpose(columns, (0, 2, 1))
-    col_x1, col_y1, col_x2, col_y2 = ops.split(columns, 1, axis=1)
+    col_x1, col_y1, col_x2, col_y2 = ops.Split(1, 4)(columns)
     width = ops.relu(_min(row_x2, col_x2) + _min(-row_x1, -col_x1) + extra_pixel)
     height = ops.relu(_min(row_y2, col_y2) + _min(-row_y1, -col_y1) + extra_pixel)
     intersection = width * height
@@ -132,7 +134,7 @@ class ClassAwareNms(nn.Cell):
     def construct(self, boxes, labels, valid):
         num_boxes = boxes.shape[1]
         # Computed, not a constant: one of 16 MB would slow down compilation and swell exported files.
-        rank = ops.cast(ops.arange(num_boxes), mstype.float32)
+        rank = ops.cast(count_up(num_boxes), mstype.float32)
         earlier = ops.cast(ops.expand_dims(rank, 1) - ops.expand_dims(rank, 0) > 0, mstype.float32)
         overlap = ops.cast(pairwise_iou(boxes, boxes, extra_pixel=0) > self.iou_thr, mstype.float32)
         other_class = ops.abs(ops.expand_dims(labels, 2) - ops.expand_dims(labels, 1))
@@ -144,4 +146,4 @@ class ClassAwareNms(nn.Cell):
             settled = valid * ops.cast(ops.bmm(suppresses, keep) < 0.5, mstype.float32)
             changes = ops.reduce_sum(ops.abs(settled - keep))
             keep = settled
-        return ops.squeeze(keep, 2) > 0.5
+        return ops.reshape(keep, valid.shape[:2]) > 0.5

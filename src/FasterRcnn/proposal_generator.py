@@ -51,7 +51,7 @@ class Proposal(nn.Cell):
         available = min(self.max_num, scores.shape[1])
         best, index = self.top_k(scores, available)
         mask = best > SUPPRESSED
-        boxes = ops.where(ops.expand_dims(mask, 2), take_rows(boxes, index), ops.zeros((), mstype.float32))
+        boxes = ops.where(ops.expand_dims(mask, 2), take_rows(boxes, index), 0.0)
         if available < self.max_num:
             padding = self.max_num - available
             boxes = ops.Pad(((0, 0), (0, padding), (0, 0)))(boxes)
@@ -67,4 +67,4 @@ class Proposal(nn.Cell):
         boxes = self.coder.decode(ops.gather(anchors, index, 0), deltas)
         # No operator suppresses a batch at once, and one over all images would need the square of their boxes.
         keep = ops.stack([self.nms(boxes[image]) for image in range(batch)], axis=0)
-        return boxes, ops.where(keep, best, ops.full_like(best, SUPPRESSED))
+        return boxes, ops.where(keep, best, SUPPRESSED)

@@ -4,6 +4,7 @@ from mindspore import dtype as mstype
 from mindspore.common.initializer import Initializer, Normal, XavierUniform, initializer
 
 from src.FasterRcnn.box_ops import BoxCoder, ClassAwareNms
+from src.FasterRcnn.counting import count_up
 from src.FasterRcnn.rpn import smooth_l1
 from src.FasterRcnn.target_assign import take_rows
 
@@ -80,10 +81,10 @@ class Rcnn(nn.Cell):
         num_valid = ops.reduce_sum(valid)
         log_prob = ops.log_softmax(logits, 1)
         true_log_prob = ops.gather_elements(log_prob, 1, ops.expand_dims(labels, 1))
-        cls_loss = -ops.reduce_sum(ops.squeeze(true_log_prob, 1) * valid) / ops.maximum(num_valid, 1.0)
+        cls_loss = -ops.reduce_sum(ops.reshape(true_log_prob, (-1,)) * valid) / ops.maximum(num_valid, 1.0)
         num_rows = labels.shape[0]
         column = labels if self.background_boxes else ops.relu(labels - 1)
-        index = ops.cast(ops.arange(num_rows), mstype.int32) * self.num_boxes + column
+        index = count_up(num_rows) * self.num_boxes + column
         true_deltas = ops.gather(ops.reshape(deltas, (-1, 4)), index, 0)
         row_loss = ops.reduce_sum(smooth_l1(true_deltas - target_deltas, 1.0), 1)
         if self.background_boxes:
@@ -137,7 +138,7 @@ class BoxPredictor(nn.Cell):
         keep = self.nms(boxes, labels, scores > 0)
         num_candidates = scores.shape[1]
         # Rank, not score, orders the survivors: equal scores then keep the order of the candidates.
-        rank = ops.cast(ops.arange(num_candidates, 0, -1), mstype.float32) * ops.cast(keep, mstype.float32)
+        rank = ops.cast(num_candidates - count_up(num_candidates), mstype.float32) * ops.cast(keep, mstype.float32)
         best, index = self.top_k(rank, min(self.max_per_img, num_candidates))
         mask = ops.expand_dims(ops.cast(best > 0, mstype.float32), 2)
         rows = ops.concat((boxes, ops.expand_dims(scores, 2), ops.expand_dims(labels, 2)), axis=2)

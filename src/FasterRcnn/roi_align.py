@@ -5,6 +5,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
+from src.FasterRcnn.counting import count_up
+
 # ops.ROIAlign leaves the output unwritten when |x1| and |x2| are both below this.
 _NATIVE_MIN_X = 1e-3
 
@@ -20,9 +22,9 @@ def roi_levels(rois, finest_scale: int, num_levels: int):
     Returns:
         Tensor (...) int32: floor(log2(sqrt(w * h) / finest_scale + 1e-6)), clipped to the levels that exist.
     """
-    width = rois[..., 2] - rois[..., 0] + 1
-    height = rois[..., 3] - rois[..., 1] + 1
-    side = ops.sqrt(ops.maximum(width, 0.0) * ops.maximum(height, 0.0)) / finest_scale + 1e-6
+    x1, y1, x2, y2 = ops.Split(-1, 4)(rois)
+    area = ops.maximum(x2 - x1 + 1, 0.0) * ops.maximum(y2 - y1 + 1, 0.0)
+    side = ops.reshape(ops.sqrt(area), rois.shape[:-1]) / finest_scale + 1e-6
     # Comparing with the powers of two is the logarithm's floor without its rounding.
     level = ops.zeros_like(side)
     for boundary in range(1, num_levels):
@@ -93,12 +95,12 @@ class _NativeRoIAlign(nn.Cell):
 
     def construct(self, rois, levels, features, pixels):
         batch, num_rois, _ = rois.shape
-        image = ops.reshape(ops.arange(batch), (batch, 1, 1))
+        image = ops.reshape(count_up(batch), (batch, 1, 1))
         image = ops.cast(ops.broadcast_to(image, (batch, num_rois, 1)), rois.dtype)
         # Degenerate boxes at the left border (padding among them) hit the operator's unwritten output.
-        x1, y1, x2, y2 = ops.split(rois, 1, axis=2)
-        x2 = ops.where(ops.logical_and(ops.abs(x1) < _NATIVE_MIN_X, ops.abs(x2) < _NATIVE_MIN_X),
-                       ops.full_like(x2, _NATIVE_MIN_X), x2)
+        x1, y1, x2, y2 = ops.Split(2, 4)(rois)
+        unwritten = ops.logical_and(ops.abs(x1) < _NATIVE_MIN_X, ops.abs(x2) < _NATIVE_MIN_X)
+        x2 = ops.where(unwritten, _NATIVE_MIN_X, x2)
         rows = ops.reshape(ops.concat((image, x1, y1, x2, y2), axis=2), (-1, 5))
         levels = ops.reshape(levels, (-1, 1, 1, 1))
         # The operator wants one type for both, and float16 holds coordinates above 1024 to the pixel only.
@@ -141,9 +143,10 @@ class _SparseRoIAlign(nn.Cell):
         """Columns and weights of all samples: (B * R * bins, taps * taps), int32 and float32."""
         batch, num_rois, _ = rois.shape
         height, width, scale, first_pixel = self.level_geometry(levels, features, batch)
-        columns_y, weights_y = self.axis_taps(rois[..., 1], rois[..., 3], scale, height)
-        columns_x, weights_x = self.axis_taps(rois[..., 0], rois[..., 2], scale, width)
-        columns_y = first_pixel[..., None, None] + columns_y * width[..., None, None]
+        x1, y1, x2, y2 = ops.Split(2, 4)(rois)
+        columns_y, weights_y = self.axis_taps(y1, y2, scale, height)
+        columns_x, weights_x = self.axis_taps(x1, x2, scale, width)
+        columns_y = first_pixel + columns_y * width
         rows_shape = (batch * num_rois, self.out_size, 1, self.num_taps, 1)
         cols_shape = (batch * num_rois, 1, self.out_size, 1, self.num_taps)
         columns = ops.reshape(columns_y, rows_shape) + ops.reshape(columns_x, cols_shape)
@@ -152,13 +155,14 @@ class _SparseRoIAlign(nn.Cell):
         return ops.reshape(ops.cast(columns, mstype.int32), taps_shape), ops.reshape(weights, taps_shape)
 
     def level_geometry(self, levels, features, batch):
-        """Height, width, scale of each RoI's map and the column of its first pixel, all (B, R) float32.
+        """Height, width, scale of each RoI's map and the column of its first pixel, all (B, R, 1) float32.
 
         Column numbers stay below 2**24 (165 images of 768 x 1280), where float32 counts exactly.
         """
+        levels = ops.expand_dims(levels, 2)
         zero = ops.zeros_like(ops.cast(levels, mstype.float32))
         height, width, scale, first_pixel = zero, zero, zero, zero
-        image = ops.reshape(ops.arange(batch), (batch, 1))
+        image = ops.reshape(count_up(batch), (batch, 1, 1))
         offset = 0
         for level in range(len(features)):
             _, _, rows, cols = features[level].shape
@@ -174,16 +178,15 @@ class _SparseRoIAlign(nn.Cell):
         """Pixels and weights along one axis.
 
         Args:
-            begin, end (Tensor): (B, R) first and last pixel of the RoI.
-            scale, size (Tensor): (B, R) of the RoI's map: 1 / stride, and pixels along this axis.
+            begin, end (Tensor): (B, R, 1) first and last pixel of the RoI.
+            scale, size (Tensor): (B, R, 1) of the RoI's map: 1 / stride, and pixels along this axis.
 
         Returns:
-            two Tensors (B, R, out_size, taps): pixel numbers (whole float32) and weights, sample_num * 2 a bin.
+            two Tensors (B, R, out_size * taps): pixel numbers (whole float32) and weights, sample_num * 2 a bin.
         """
         begin = begin * scale
         bin_size = ((end + 1) * scale - begin) / self.out_size
-        position = begin[..., None] + self.sample_offsets * bin_size[..., None]
-        size = size[..., None]
+        position = begin + self.sample_offsets * bin_size
         inside = ops.cast(ops.logical_and(position >= -1.0, position <= size), mstype.float32)
         position = ops.minimum(ops.maximum(position, 0.0), size - 1)
         low = ops.floor(position)
@@ -191,7 +194,7 @@ class _SparseRoIAlign(nn.Cell):
         fraction = position - low
         pixel = ops.stack((low, high), axis=-1)
         weight = ops.stack((inside * (1 - fraction), inside * fraction), axis=-1) * self.sample_weight
-        shape = (*begin.shape, self.out_size, self.num_taps)
+        shape = (*begin.shape[:2], self.out_size * self.num_taps)
         return ops.reshape(pixel, shape), ops.reshape(weight, shape)
 
 
@@ -227,6 +230,5 @@ class SparseProduct(nn.Cell):
 def entries_of(columns):
     """Row and column of every entry of a sparse matrix, (R * T, 2) int32, from the columns of each row's, (R, T)."""
     num_rows, _ = columns.shape
-    rows = ops.cast(ops.reshape(ops.arange(num_rows), (num_rows, 1)), mstype.int32)
-    rows = ops.broadcast_to(rows, columns.shape)
+    rows = ops.broadcast_to(ops.reshape(count_up(num_rows), (num_rows, 1)), columns.shape)
     return ops.stack((ops.reshape(rows, (-1,)), ops.reshape(columns, (-1,))), axis=1)

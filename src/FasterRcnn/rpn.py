@@ -4,6 +4,7 @@ from mindspore import dtype as mstype
 from mindspore.common.initializer import Normal
 
 from src.FasterRcnn.bbox_assign_sample import BboxAssignSample
+from src.FasterRcnn.counting import count_up
 from src.FasterRcnn.roi_align import SparseProduct, entries_of
 from src.FasterRcnn.target_assign import take_rows
 
@@ -77,7 +78,7 @@ class CellPatches(nn.Cell):
 
     def construct(self, pixels, cells, sizes):
         batch, num_cells = cells.shape
-        image = ops.cast(ops.reshape(ops.arange(batch), (batch, 1)), mstype.int32)
+        image = ops.reshape(count_up(batch), (batch, 1))
         zero = ops.zeros_like(cells)
         first_cell, first_pixel, height, width = zero, zero, zero, zero
         start = 0
@@ -171,8 +172,8 @@ class RPN(nn.Cell):
         logits, deltas = self.rpn_convs_list[0].at_cells(patches)
         anchor = ops.reshape(index - cells * self.num_anchors, (batch * num_samples, 1))
         logits = ops.reshape(ops.gather_elements(logits, 1, anchor), (batch, num_samples))
-        rows = ops.reshape(ops.arange(batch * num_samples), (-1, 1)) * self.num_anchors
-        rows = ops.reshape(ops.cast(rows, mstype.int32) + anchor, (batch, num_samples))[:, :num_pos]
+        rows = ops.reshape(count_up(batch * num_samples), (-1, 1)) * self.num_anchors + anchor
+        rows = ops.reshape(rows, (batch, num_samples))[:, :num_pos]
         deltas = ops.gather(ops.reshape(deltas, (-1, 4)), rows, 0)
         return self.sampled_losses(logits, deltas, targets)
 

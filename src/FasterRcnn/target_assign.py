@@ -2,6 +2,8 @@
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
+from src.FasterRcnn.counting import count_up
+
 # Values of ``matched_gt`` that are no ground truth's number.
 NEGATIVE = -1
 IGNORED = -2
@@ -29,13 +31,13 @@ def match(iou, pos_iou_thr: float, neg_iou_thr: float, min_pos_iou: float):
     num_gts = iou.shape[1]
     best_gt, best_iou = ops.ArgMaxWithValue(axis=1)(iou)
     best_gt = ops.cast(best_gt, mstype.float32)
-    matched = ops.where(best_iou < neg_iou_thr, ops.full_like(best_gt, NEGATIVE), ops.full_like(best_gt, IGNORED))
+    matched = ops.where(best_iou < neg_iou_thr, float(NEGATIVE), float(IGNORED))
     matched = ops.where(best_iou >= pos_iou_thr, best_gt, matched)
     # Not ReduceMax, which is several times slower on CPU, as comparing with broadcasting is.
     _, best_of_gt = ops.ArgMaxWithValue(axis=2, keep_dims=True)(iou)
     # 2 is no IoU, so ground truths without a good candidate tie with none.
-    best_of_gt = ops.where(best_of_gt >= min_pos_iou, best_of_gt, ops.full_like(best_of_gt, 2.0))
-    number = ops.cast(ops.reshape(ops.arange(1, num_gts + 1), (1, num_gts, 1)), mstype.float32)
+    best_of_gt = ops.where(best_of_gt >= min_pos_iou, best_of_gt, 2.0)
+    number = ops.cast(ops.reshape(count_up(num_gts) + 1, (1, num_gts, 1)), mstype.float32)
     # The ground truth's number where the candidate ties with its best, far below 0 elsewhere.
     claims = (iou - best_of_gt) * BEYOND_NUMBERS + number
     _, last_claim = ops.ArgMaxWithValue(axis=1)(claims)
@@ -100,7 +102,7 @@ class PosNegSample(nn.Cell):
         neg_index, is_neg = self.sample_neg(matched_gt == NEGATIVE)
         num_pos = ops.reduce_sum(ops.cast(is_pos, mstype.float32), 1)
         room = ops.expand_dims(self.num_total - num_pos, 1)
-        slot = ops.cast(ops.arange(self.num_neg), mstype.float32)
+        slot = ops.cast(count_up(self.num_neg), mstype.float32)
         is_neg = ops.logical_and(is_neg, slot < room)
         index = ops.concat((pos_index, neg_index), axis=1)
         pos_mask = ops.concat((is_pos, ops.zeros_like(is_neg)), axis=1)
@@ -118,6 +120,6 @@ def take_rows(rows, index):
         Tensor (B, S, D).
     """
     batch, num_rows, width = rows.shape
-    first = ops.reshape(ops.arange(batch) * num_rows, (batch, 1))
-    flat = ops.reshape(index + ops.cast(first, index.dtype), (-1,))
+    first = ops.reshape(count_up(batch) * num_rows, (batch, 1))
+    flat = ops.reshape(index + first, (-1,))
     return ops.reshape(ops.gather(ops.reshape(rows, (-1, width)), flat, 0), (batch, index.shape[1], width))
