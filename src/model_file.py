@@ -15,6 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from mindspore import nn
 
+from src.compile_cache import compile_once
 from src.convert_checkpoint import META_CLASSES, load_detector, read_checkpoint
 from src.FasterRcnn import build_detector
 from src.model_utils.config import Config
@@ -196,7 +197,13 @@ def network_model(network: nn.Cell, config: Config, path: Path) -> Model:
     """A network in memory as a model; it is put into evaluation mode."""
     cell = DetectionCell(network)
     cell.set_train(False)
-    return Model(path, ModelInfo.from_config(config), config.test_batch_size, cell_runner(cell))
+    run = cell_runner(cell)
+
+    def compile_and_run(*arrays: np.ndarray) -> list[np.ndarray]:
+        compile_once(cell, [ms.Tensor(array) for array in arrays], config)
+        return run(*arrays)
+
+    return Model(path, ModelInfo.from_config(config), config.test_batch_size, compile_and_run)
 
 
 def with_noted_classes(config: Config, checkpoint: str | Path) -> Config:

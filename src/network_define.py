@@ -10,6 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 from tqdm import tqdm
 
+from src.compile_cache import compile_once
 from src.convert_checkpoint import META_BACKBONE, META_CLASSES, write_checkpoint
 from src.files import cannot_write, remove_partial_files
 from src.lr_schedule import learning_rates
@@ -169,6 +170,7 @@ def train(network: nn.Cell, dataset, config, device: Device, evaluate: Callable[
             step_network.set_train()
             # One iterator for all epochs; each pass over it is the next epoch.
             for step, (*batch, image_ids) in enumerate(batches, start=1):
+                compile_once(step_network, batch, config)
                 losses = [float(loss.asnumpy()) for loss in step_network(*batch)]
                 log.write(epoch, step, losses, image_ids.asnumpy().tolist())
             checkpoints.save(network, epoch, steps)

@@ -311,6 +311,7 @@ class _Device:
     device_num: int
     rank_id: int
     enable_profiling: bool
+    compile_cache_path: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,6 +384,12 @@ def key_types() -> dict[str, Any]:
     """The type of every key, in the order of ``default_config.yaml``."""
     hints = typing.get_type_hints(Config)
     return {key: hints[key] for group in GROUPS for key in group.__annotations__}
+
+
+def graph_settings(config: Config) -> dict[str, Any]:
+    """Keys and values that the compiled network depends on; paths, data and what is done with results are left out."""
+    others = (_Data, _Checkpoints, _Evaluation, _Export, _Device, _ModelArts)
+    return {key: getattr(config, key) for group in GROUPS if group not in others for key in group.__annotations__}
 
 
 def load_config(argv: Sequence[str] | None = None) -> Config:

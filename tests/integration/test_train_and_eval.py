@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import mindspore as ms
 import numpy as np
 import pytest
 
@@ -110,3 +111,28 @@ def test_mistakes_end_with_one_message(tmp_path, arguments, message):
     assert message in result.stdout.splitlines()[-1] or message in result.stdout
     assert "Traceback" not in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_start_takes_the_compiled_graph_and_trains_equally(tmp_path):
+    subprocess.run([sys.executable, "-m", "src.sample_data", f"--output_dir={tmp_path}/data", "--num_train=4",
+                    "--num_val=1", "--width=192", "--height=128"], cwd=REPO_ROOT, check=True, stdout=subprocess.DEVNULL)
+    runs = []
+    for number in (1, 2):
+        folder = tmp_path / f"run {number}"
+        folder.mkdir()
+        result = run("train.py", OPTIONS[0], *OPTIONS[2:], "--coco_classes=['background','disc','square','star']",
+                     f"--coco_root={tmp_path}/data", f"--mindrecord_dir={tmp_path}/records", "--pre_trained=",
+                     "--frozen_stages=-1", "--norm_eval=False", "--epoch_size=1",
+                     f"--compile_cache_path={tmp_path}/graphs", cwd=folder)
+        assert result.returncode == 0, result.stdout
+        weights = {name: value.asnumpy() for name, value in
+                   ms.load_checkpoint(str(folder / "ckpt_0" / "faster_rcnn-1_2.ckpt")).items()
+                   if isinstance(value, ms.Parameter)}
+        runs.append((result.stdout, (folder / "loss_0.log").read_text(), weights))
+    (first, first_log, first_weights), (second, second_log, second_weights) = runs
+    assert "keeping the compiled graph in" in first
+    assert "taking the compiled graph from" in second
+    assert first_log == second_log
+    assert first_weights.keys() == second_weights.keys()
+    for name, value in first_weights.items():
+        np.testing.assert_array_equal(second_weights[name], value, err_msg=name)

@@ -22,6 +22,7 @@ OWN_KEYS = {
     "grad_clip_norm": 1.0, "test_nms_candidates": 2000, "log_interval": 1,
     "onnx_precision": "float32", "calibration_images": 64, "ignore_unknown": False,
     "skip_bad_images": False, "eval_output_path": "./", "draw_images": 0,
+    "compile_cache_path": "~/.cache/mindspore_faster_rcnn",
 }
 
 
