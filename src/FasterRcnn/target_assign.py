@@ -28,19 +28,22 @@ def match(iou, pos_iou_thr: float, neg_iou_thr: float, min_pos_iou: float):
     Returns:
         Tensor (B, N) int32, number of the matched ground truth, NEGATIVE or IGNORED.
     """
-    num_gts = iou.shape[1]
+    batch, num_gts, num_candidates = iou.shape
     best_gt, best_iou = ops.ArgMaxWithValue(axis=1)(iou)
     best_gt = ops.cast(best_gt, mstype.float32)
     matched = ops.where(best_iou < neg_iou_thr, float(NEGATIVE), float(IGNORED))
     matched = ops.where(best_iou >= pos_iou_thr, best_gt, matched)
-    # Not ReduceMax, which is several times slower on CPU, as comparing with broadcasting is.
-    _, best_of_gt = ops.ArgMaxWithValue(axis=2, keep_dims=True)(iou)
+    # Not ReduceMax, which is several times slower on CPU.
+    _, best_of_gt = ops.ArgMaxWithValue(axis=2)(iou)
     # 2 is no IoU, so ground truths without a good candidate tie with none.
     best_of_gt = ops.where(best_of_gt >= min_pos_iou, best_of_gt, 2.0)
-    number = ops.cast(ops.reshape(count_up(num_gts) + 1, (1, num_gts, 1)), mstype.float32)
-    # The ground truth's number where the candidate ties with its best, far below 0 elsewhere.
-    claims = (iou - best_of_gt) * BEYOND_NUMBERS + number
-    _, last_claim = ops.ArgMaxWithValue(axis=1)(claims)
+    number = ops.cast(count_up(batch * num_gts) % num_gts + 1, mstype.float32)
+    # The ground truth's number where the candidate ties with its best, far below 0 elsewhere. BiasAdd, because sums
+    # with broadcasting keep two lists of 64-bit indices as long as their output on CPU, 900 MB here.
+    rows = ops.reshape(iou, (1, batch * num_gts, num_candidates, 1))
+    rows = ops.BiasAdd()(rows, ops.reshape(-best_of_gt, (-1,)))
+    claims = ops.BiasAdd()(rows * BEYOND_NUMBERS, number)
+    _, last_claim = ops.ArgMaxWithValue(axis=1)(ops.reshape(claims, iou.shape))
     matched = ops.where(last_claim > 0, last_claim - 1, matched)
     return ops.cast(matched, mstype.int32)
 
