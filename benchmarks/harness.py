@@ -31,12 +31,14 @@ class Contender:
         python (str): the interpreter that has its libraries.
         function (str): FILE:NAME, in this folder.
         settings (dict): its arguments, plain values.
+        environment (dict): variables that it runs with, beside those of this process.
     """
 
     name: str
     python: str
     function: str
     settings: dict = field(default_factory=dict)
+    environment: dict = field(default_factory=dict)
 
 
 class Worker:
@@ -48,7 +50,7 @@ class Worker:
             [contender.python, __file__, contender.function, json.dumps(contender.settings | {
                 "num_threads": num_threads})],
             text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=os.environ | threads | {"PYTHONPATH": str(FOLDER.parent)})
+            env=os.environ | threads | {"PYTHONPATH": str(FOLDER.parent)} | contender.environment)
         self.name = contender.name
         self.notes = self._answer()
 
@@ -117,7 +119,8 @@ def serve() -> None:
         start = time.perf_counter()
         own = run()
         answer({"seconds": own if isinstance(own, float) else time.perf_counter() - start})
-    answer({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    answer({"peak_bytes": peak * 1024})
 
 
 def answer(values: dict) -> None:

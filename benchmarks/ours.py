@@ -1,4 +1,5 @@
 """What is measured of this project; see harness.py."""
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import numpy as np  # noqa: E402
 from mindspore import Tensor, nn, ops  # noqa: E402
 from mindspore import dtype as mstype  # noqa: E402
 
-from benchmarks.inputs import LEVEL_STRIDES, NUM_BOXES, pyramid, training_batch  # noqa: E402
+from benchmarks.inputs import LEVEL_STRIDES, NUM_BOXES, pyramid, some_pictures, training_batch  # noqa: E402
 from src.model_utils.config import load_config  # noqa: E402
 
 ms.set_context(mode=ms.GRAPH_MODE)
@@ -47,7 +48,7 @@ def graph_compile(height: int, width: int, batch_size: int, num_classes: int, nu
     return run, {}
 
 
-def first_training_step(height: int, width: int, num_threads: int):
+def first_training_step(height: int, width: int, keep_graph: bool, num_threads: int):
     """``python train.py`` on generated pictures: from the start of the process to the end of its first step."""
     folder = tempfile.TemporaryDirectory()
     data, program = Path(folder.name, "data"), str(Path("train.py").absolute())
@@ -56,7 +57,8 @@ def first_training_step(height: int, width: int, num_threads: int):
     command = [sys.executable, program, "--device_target=CPU", f"--coco_root={data}", f"--img_width={width}",
                f"--mindrecord_dir={folder.name}/records", f"--img_height={height}", "--batch_size=2",
                "--coco_classes=['background','disc','square','star']", "--pre_trained=", "--frozen_stages=-1",
-               "--norm_eval=False", "--opt_type=adam", "--base_lr=0.0016"]
+               "--norm_eval=False", "--opt_type=adam", "--base_lr=0.0016",
+               f"--compile_cache_path={f'{folder.name}/graphs' if keep_graph else ''}"]
 
     def run():
         start = time.perf_counter()
@@ -67,7 +69,7 @@ def first_training_step(height: int, width: int, num_threads: int):
                     return time.perf_counter() - start
         raise SystemExit(f"train.py ended before its first step: {' '.join(command)}")
 
-    # The run to warm up also makes the record files; the folder lives as long as the function.
+    # The run to warm up also makes the record files, and the graph to keep; the folder lives as long as the function.
     run.folder = folder
     return run, {}
 
@@ -139,6 +141,33 @@ def matrix_product(side: int, num_threads: int):
     """A large float32 matrix product: what the machine can do."""
     matrix = Tensor(np.random.default_rng(0).normal(size=(side, side)).astype(np.float32))
     return lambda: ops.matmul(matrix, matrix).asnumpy(), {"gflop": 2e-9 * side ** 3}
+
+
+def convolution(num_threads: int):
+    """A 3x3 convolution of 256 channels on a map of 192x320, as the finest level of the pyramid has."""
+    rng = np.random.default_rng(0)
+    image = Tensor(rng.normal(size=(1, 256, 192, 320)).astype(np.float32))
+    network = nn.Conv2d(256, 256, 3, pad_mode="pad", padding=1, weight_init="ones")
+    return lambda: network(image).asnumpy(), {"gflop": 2e-9 * 9 * 256 * 256 * 192 * 320}
+
+
+def training_pictures(coco_root: str, height: int, width: int, num_pictures: int, num_threads: int):
+    """Pictures and boxes from record files to batches for training, everything on one core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    from src.dataset import create_train_dataset, ensure_mindrecord
+    folder = tempfile.TemporaryDirectory()
+    names, root = some_pictures(coco_root, num_pictures, Path(folder.name))
+    config = load_config(["--device_target=CPU", f"--coco_root={root}", f"--mindrecord_dir={folder.name}/records",
+                          f"--coco_classes={['background', *names]}", f"--img_height={height}", f"--img_width={width}",
+                          "--batch_size=1", "--num_parallel_workers=1"])
+    dataset = create_train_dataset(config, ensure_mindrecord(config, training=True))
+
+    def run():
+        for _ in dataset.create_tuple_iterator(num_epochs=1):
+            pass
+
+    run.folder = folder
+    return run, {"pictures": dataset.get_dataset_size()}
 
 
 def evaluation_pictures(folder: str, height: int, width: int, num_pictures: int, num_threads: int):

@@ -1,13 +1,19 @@
 """What is measured of torchvision, with the same inputs as ours.py; see harness.py. Runs without MindSpore."""
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.transforms.functional import convert_image_dtype, pil_to_tensor
 
 from benchmarks.inputs import pyramid, training_batch
 
@@ -100,22 +106,62 @@ def matrix_product(side: int, num_threads: int):
     return lambda: matrix @ matrix, {"gflop": 2e-9 * side ** 3}
 
 
-def evaluation_pictures(folder: str, height: int, width: int, num_pictures: int, num_threads: int):
-    """Decode by Pillow, to float, resize and normalise as its detector does: pictures of a folder on one core."""
-    from pathlib import Path
+def convolution(num_threads: int):
+    """A 3x3 convolution of 256 channels on a map of 192x320."""
+    torch.set_num_threads(num_threads)
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 256, 192, 320)).astype(np.float32))
+    weight = torch.ones(256, 256, 3, 3)
 
-    from PIL import Image
-    from torchvision.models.detection.transform import GeneralizedRCNNTransform
-    from torchvision.transforms.functional import convert_image_dtype, pil_to_tensor
+    def run():
+        with torch.inference_mode():
+            return torch.nn.functional.conv2d(image, weight, padding=1)
+
+    return run, {"gflop": 2e-9 * 9 * 256 * 256 * 192 * 320}
+
+
+def _picture_transform(height: int, width: int) -> GeneralizedRCNNTransform:
+    """Resizing and normalising as its detector does, on one core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    transform = GeneralizedRCNNTransform(min(height, width), max(height, width), [0.485, 0.456, 0.406],
-                                         [0.229, 0.224, 0.225]).eval()
+    return GeneralizedRCNNTransform(min(height, width), max(height, width), [0.485, 0.456, 0.406],
+                                    [0.229, 0.224, 0.225])
+
+
+def _decoded(path: Path) -> torch.Tensor:
+    with Image.open(path) as picture:
+        return convert_image_dtype(pil_to_tensor(picture.convert("RGB")), torch.float32)
+
+
+def training_pictures(coco_root: str, height: int, width: int, num_pictures: int, num_threads: int):
+    """Decode by Pillow, flip half of the pictures, resize and normalise, with their boxes, on one core."""
+    transform = _picture_transform(height, width).train()
+    root = Path(coco_root)
+    content = json.loads((root / "annotations" / "instances_train2017.json").read_text(encoding="utf-8"))
+    samples = []
+    for image in content["images"][:num_pictures]:
+        boxes = [box["bbox"] for box in content["annotations"] if box["image_id"] == image["id"]]
+        boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        samples.append((root / "train2017" / image["file_name"], boxes))
+
+    def run():
+        for path, boxes in samples:
+            image = _decoded(path)
+            if torch.rand(1) < 0.5:
+                image, boxes = image.flip(-1), boxes.clone()
+                boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [2, 0]]
+            transform([image], [{"boxes": boxes}])
+
+    return run, {"pictures": len(samples)}
+
+
+def evaluation_pictures(folder: str, height: int, width: int, num_pictures: int, num_threads: int):
+    """Decode by Pillow, to float, resize and normalise: pictures of a folder on one core."""
+    transform = _picture_transform(height, width).eval()
     paths = sorted(Path(folder).glob("*.jpg"))[:num_pictures]
 
     def run():
         for path in paths:
-            with Image.open(path) as picture:
-                image = convert_image_dtype(pil_to_tensor(picture.convert("RGB")), torch.float32)
-            transform([image])
+            transform([_decoded(path)])
 
     return run, {"pictures": len(paths)}

@@ -12,21 +12,39 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness import Contender, compare
+from onnx_file import describe
 
-GROUPS = ("matrix_product", "roi_align", "train_step", "start_up", "inference", "evaluation_pictures", "coco_scoring")
+GROUPS = ("matrix_product", "convolution", "roi_align", "train_step", "start_up", "inference", "pictures",
+          "coco_scoring")
 SIZES = ((768, 1280), (256, 320))
 MATRIX_SIDE = 4096
+NUM_PICTURES = 40
 
 
-def comparisons(peer: str, pictures: str) -> Iterator[tuple[str, str, list[Contender]]]:
+def comparisons(peer: str, coco_root: str, onnx_files: Sequence[str]) -> Iterator[tuple[str, str, list[Contender]]]:
     """Group, title and contenders of each comparison."""
+    yield from _parts(peer)
+    yield from _training(peer)
+    yield from _inference(peer, onnx_files)
+    if coco_root:
+        yield from _pictures(peer, coco_root)
+    yield "coco_scoring", "COCO scoring, 5000 pictures x 100 detections", [
+        _ours("coco_scoring", num_pictures=5000, num_detections=100)]
+
+
+def _parts(peer: str) -> Iterator[tuple[str, str, list[Contender]]]:
     side = MATRIX_SIDE
     yield "matrix_product", f"matrix product {side}", [_ours("matrix_product", side=side),
                                                        _peer(peer, "matrix_product", side=side)]
+    convolutions = [_ours("convolution"), _peer(peer, "convolution")]
+    if "avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+        convolutions.append(_ours("convolution", name="default instruction set", environment={
+            "ONEDNN_MAX_CPU_ISA": "DEFAULT"}))
+    yield "convolution", "convolution 3x3, 256 channels, 192x320", convolutions
     roi = {"height": 768, "width": 1280, "num_rois": 1024}
     for backward in (False, True):
         title = "RoIAlign forward" + (" and backward" if backward else "")
@@ -34,6 +52,9 @@ def comparisons(peer: str, pictures: str) -> Iterator[tuple[str, str, list[Conte
             _ours("roi_align", **roi, backward=backward, native=False),
             _peer(peer, "roi_align", **roi, backward=backward),
             _ours("roi_align", name="ops.ROIAlign", **roi, backward=backward, native=True)]
+
+
+def _training(peer: str) -> Iterator[tuple[str, str, list[Contender]]]:
     for height, width in SIZES:
         step = {"height": height, "width": width, "batch_size": 2, "num_classes": 81}
         yield "train_step", f"training step {height}x{width} batch 2", [_ours("train_step", **step),
@@ -41,21 +62,33 @@ def comparisons(peer: str, pictures: str) -> Iterator[tuple[str, str, list[Conte
     yield "start_up", "compilation of the training step 256x320", [
         _ours("graph_compile", height=256, width=320, batch_size=2, num_classes=81)]
     yield "start_up", "start to the end of the first training step 256x320", [
-        _ours("first_training_step", height=256, width=320), _peer(peer, "first_training_step", height=256, width=320)]
+        _ours("first_training_step", height=256, width=320, keep_graph=False),
+        _peer(peer, "first_training_step", height=256, width=320),
+        _ours("first_training_step", name="ours, second start", height=256, width=320, keep_graph=True)]
+
+
+def _inference(peer: str, onnx_files: Sequence[str]) -> Iterator[tuple[str, str, list[Contender]]]:
     for num_classes in (4, 81):
         picture = {"height": 768, "width": 1280, "num_classes": num_classes}
         yield "inference", f"inference 768x1280, {num_classes} classes", [_ours("inference", **picture),
                                                                           _peer(peer, "inference", **picture)]
-    if pictures:
-        files = {"folder": pictures, "height": 768, "width": 1280, "num_pictures": 40}
-        yield "evaluation_pictures", "40 pictures for evaluation, one core", [
-            _ours("evaluation_pictures", **files), _peer(peer, "evaluation_pictures", **files)]
-    yield "coco_scoring", "COCO scoring, 5000 pictures x 100 detections", [
-        _ours("coco_scoring", num_pictures=5000, num_detections=100)]
+    for path in onnx_files:
+        about = describe(path)
+        title = f"inference {about['height']}x{about['width']}, {about['num_classes']} classes, {Path(path).name}"
+        yield "inference", title, [Contender("ours, ONNX Runtime", sys.executable, "onnx_file:inference",
+                                             {"path": str(Path(path).absolute())}), _peer(peer, "inference", **about)]
 
 
-def _ours(function: str, name: str = "ours", **settings) -> Contender:
-    return Contender(name, sys.executable, f"ours:{function}", settings)
+def _pictures(peer: str, coco_root: str) -> Iterator[tuple[str, str, list[Contender]]]:
+    size = {"height": 768, "width": 1280, "num_pictures": NUM_PICTURES}
+    for function, title, where in (("training_pictures", "training", {"coco_root": coco_root}),
+                                   ("evaluation_pictures", "evaluation", {"folder": f"{coco_root}/val2017"})):
+        yield "pictures", f"{NUM_PICTURES} pictures for {title}, one core", [_ours(function, **where, **size),
+                                                                             _peer(peer, function, **where, **size)]
+
+
+def _ours(function: str, name: str = "ours", environment: dict | None = None, **settings) -> Contender:
+    return Contender(name, sys.executable, f"ours:{function}", settings, environment or {})
 
 
 def _peer(python: str, function: str, **settings) -> Contender:
@@ -85,7 +118,9 @@ def main() -> int:
     """Measure, print the table as it grows, and write it with all figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer_python", required=True, help="A Python that has torch and torchvision.")
-    parser.add_argument("--pictures", default="", help="A folder of JPEG files, for the data pipeline.")
+    parser.add_argument("--coco_root", default="", help="JPEG pictures in COCO layout, for the data pipeline.")
+    parser.add_argument("--onnx", action="append", default=[], metavar="FILE",
+                        help="A file that export.py has written, to be run by ONNX Runtime; may be repeated.")
     parser.add_argument("--only", choices=GROUPS, help="One group. (default: all)")
     parser.add_argument("--turns", type=int, default=5, help="Runs of each contender. (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="Threads of each contender. (default: %(default)s)")
@@ -93,7 +128,7 @@ def main() -> int:
                         help="Folder for results.json and results.md. (default: %(default)s)")
     args = parser.parse_args()
     results = []
-    for group, title, contenders in comparisons(args.peer_python, args.pictures):
+    for group, title, contenders in comparisons(args.peer_python, args.coco_root, args.onnx):
         if args.only in (None, group):
             print(f"{title} ...", flush=True)
             results.append({"title": title, "load": os.getloadavg()[0],

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Usage: run.sh [--pictures=FOLDER] [--only=GROUP] [--turns=N] [--threads=N] [--output=FOLDER]
+# Usage: run.sh [--coco_root=FOLDER] [--onnx=FILE] [--only=GROUP] [--turns=N] [--threads=N] [--output=FOLDER]
 # Measures this project beside torchvision on this machine's processor; --only=GROUP for a part of it. Makes
 # .venv-peer with torch and torchvision (about 6 GB); the table and all figures land in benchmarks/results/.
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/common.sh"

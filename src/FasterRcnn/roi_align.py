@@ -41,8 +41,10 @@ def pixel_rows(features):
     Returns:
         Tensor (P, C): level after level, in each image after image, in each row after row.
     """
-    channels = features[0].shape[1]
-    return ops.concat([ops.reshape(ops.transpose(f, (0, 2, 3, 1)), (-1, channels)) for f in features], axis=0)
+    batch, channels = features[0].shape[:2]
+    # With height and width as one axis, because the way back is a third faster then.
+    flat = [ops.reshape(feature, (batch, channels, -1)) for feature in features]
+    return ops.concat([ops.reshape(ops.transpose(f, (0, 2, 1)), (-1, channels)) for f in flat], axis=0)
 
 
 class SingleRoIExtractor(nn.Cell):
