@@ -11,8 +11,6 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from src.FasterRcnn.counting import count_up
-
 # |log(w / w_anchor)| is cut here when decoding, as in mmdetection v1: exp(4.135) = 62.5 = 1000 / 16.
 WH_RATIO_CLIP = 0.016
 
@@ -81,8 +79,8 @@ def pairwise_iou(rows, columns, extra_pixel: int):
 
 def _min(row, column):
     """Minimum of (B, M, 1) and (B, 1, N). Spread out first: the CPU's broadcasting Minimum is 20 times slower."""
-    zeros = ops.zeros((row.shape[0], row.shape[1], column.shape[2]), row.dtype)
-    return ops.minimum(row + zeros, column + zeros)
+    shape = (row.shape[0], row.shape[1], column.shape[2])
+    return ops.minimum(ops.broadcast_to(row, shape), ops.broadcast_to(column, shape))
 
 
 class Nms(nn.Cell):
@@ -133,8 +131,8 @@ class ClassAwareNms(nn.Cell):
 
     def construct(self, boxes, labels, valid):
         num_boxes = boxes.shape[1]
-        # Computed, not a constant: one of 16 MB would slow down compilation and swell exported files.
-        rank = ops.cast(count_up(num_boxes), mstype.float32)
+        # An operator, not a constant: what follows would become constants too, 32 MB of them in every exported file.
+        rank = ops.cast(ops.Range()(0, num_boxes, 1), mstype.float32)
         earlier = ops.cast(ops.expand_dims(rank, 1) - ops.expand_dims(rank, 0) > 0, mstype.float32)
         overlap = ops.cast(pairwise_iou(boxes, boxes, extra_pixel=0) > self.iou_thr, mstype.float32)
         other_class = ops.abs(ops.expand_dims(labels, 2) - ops.expand_dims(labels, 1))

@@ -32,7 +32,7 @@ class BatchNorm(nn.BatchNorm2d):
         self.moving_variance.requires_grad = False
 
     def construct(self, x):
-        # That of the parent reads the same statistics, but its checks take a second to compile for 53 layers.
+        # As the parent's, without its checks of shapes, which would be parsed for each of 53 layers.
         normalise = self.bn_train if self.training and not self.norm_eval else self.bn_infer
         return normalise(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0]
 
