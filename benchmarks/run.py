@@ -127,6 +127,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"),
                         help="Folder for results.json and results.md. (default: %(default)s)")
     args = parser.parse_args()
+    for path, exists in ((args.coco_root, os.path.isdir), *((path, os.path.isfile) for path in args.onnx)):
+        if path and not exists(path):
+            parser.error(f"{path} does not exist")
+    args.output.mkdir(parents=True, exist_ok=True)
+    about = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": args.threads,
+             "turns": args.turns, "date": time.strftime("%Y-%m-%d")}
     results = []
     for group, title, contenders in comparisons(args.peer_python, args.coco_root, args.onnx):
         if args.only in (None, group):
@@ -134,11 +140,9 @@ def main() -> int:
             results.append({"title": title, "load": os.getloadavg()[0],
                             "rows": compare(contenders, args.turns, args.threads)})
             print(as_table(results[-1:]), flush=True)
-    args.output.mkdir(parents=True, exist_ok=True)
-    about = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": args.threads,
-             "turns": args.turns, "date": time.strftime("%Y-%m-%d")}
-    (args.output / "results.json").write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
-    (args.output / "results.md").write_text(as_table(results))
+            # After each, because the whole takes half an hour and may be broken off.
+            (args.output / "results.json").write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
+            (args.output / "results.md").write_text(as_table(results))
     print(f"{as_table(results)}\nwritten to {args.output}/results.json and results.md")
     return 0
 

@@ -4,10 +4,13 @@ MindSpore can keep a graph on disk, but it looks only at the source files when i
 with another threshold would be used without a word. So every graph gets a folder of its own, named after all that it
 depends on.
 """
+import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +21,10 @@ from src.model_utils.config import Config, graph_settings
 
 LOGGER = logging.getLogger(__name__)
 
-# Folders that stay; of more, those not used for longest go. A graph takes 7 MB at 256x320, 25 MB at 768x1280.
+# Graphs that stay; of more, those not used for longest go. One takes 7 MB at 256x320.
 MAX_GRAPHS = 20
+# Our folders, finished or not; others in the same place are the user's.
+_NAME = re.compile(r"(\.partial-\d+-)?[0-9a-f]{32}")
 
 # MindSpore reads the folder once in a process and numbers its graphs: one graph of each process is kept.
 _compiled = []
@@ -28,8 +33,8 @@ _compiled = []
 def compile_once(cell: nn.Cell, inputs: Sequence[ms.Tensor], config: Config) -> None:
     """Compile the first graph of this process, from ``compile_cache_path`` if an earlier process has left it there.
 
-    Without a folder, on other devices than the CPU and in distributed runs nothing is done, and the cell compiles
-    when it is called. A folder that cannot be used is a warning.
+    Without a folder, on other devices than the CPU, in distributed runs and without a program file nothing is done,
+    and the cell compiles when it is called. A folder that cannot be used is a warning.
 
     Args:
         cell (Cell): the whole computation, in graph mode; its training flag is set.
@@ -38,48 +43,60 @@ def compile_once(cell: nn.Cell, inputs: Sequence[ms.Tensor], config: Config) -> 
     """
     if _compiled or not config.compile_cache_path or config.device_target != "CPU" or config.run_distribute:
         return
-    _compiled.append(cell)
-    folder = Path(config.compile_cache_path).expanduser() / _key(cell, inputs, config)
-    partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
-    known = folder.is_dir()
-    try:
-        (folder if known else partial).mkdir(parents=True, exist_ok=True)
-        os.utime(folder if known else partial)
-    except OSError as error:
-        LOGGER.warning("compiled graphs cannot be kept in %s (%s); name another folder with --compile_cache_path",
-                       folder.parent, error.strerror)
+    program = Path(sys.argv[0])
+    if not program.is_file():       # MindSpore would look for it
         return
-    LOGGER.info("taking the compiled graph from %s" if known else
-                "keeping the compiled graph in %s for the next start with the same settings", folder)
-    ms.set_context(enable_compile_cache=True, compile_cache_path=str(folder if known else partial))
+    _compiled.append(True)
+    try:
+        folder = Path(config.compile_cache_path).expanduser() / _key(cell, inputs, config, program)
+        known = folder.is_dir()
+        place = folder if known else folder.with_name(f".partial-{os.getpid()}-{folder.name}")
+        place.mkdir(parents=True, exist_ok=True)
+        os.utime(place)
+    except (OSError, RuntimeError) as error:        # RuntimeError: there is no home folder
+        LOGGER.warning("compiled graphs cannot be kept in %s (%s); name another folder with --compile_cache_path",
+                       config.compile_cache_path, getattr(error, "strerror", None) or error)
+        return
+    if known:
+        LOGGER.info("taking the compiled graph from %s", folder)
+    ms.set_context(enable_compile_cache=True, compile_cache_path=str(place))
     try:
         cell.compile(*inputs)
         if not known:
-            _publish(partial, folder)
+            _publish(place, folder)
     finally:
         ms.set_context(enable_compile_cache=False)
-        shutil.rmtree(partial, ignore_errors=True)
+        if not known:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    """Give a finished folder its name, and drop the oldest of too many."""
+    """Give a folder that holds a whole graph its name, and drop the oldest of too many."""
+    # MindSpore goes on without a word when the disk is full.
+    written = [path for path in partial.rglob("*") if path.is_file()]
     try:
-        partial.rename(folder)
-    except OSError:
-        # Another process was faster, with the same graph.
-        return
-    # Those that a killed process has left unfinished go the same way.
-    for path in sorted(folder.parent.iterdir(), key=os.path.getmtime)[:-MAX_GRAPHS]:
-        shutil.rmtree(path, ignore_errors=True)
+        if len(written) < 2 or not all(path.stat().st_size for path in written):
+            raise OSError(errno.EIO, "the graph was not written whole")
+        if not folder.is_dir():     # another process may have been faster, with the same graph
+            partial.rename(folder)
+            LOGGER.info("kept the compiled graph in %s for the next start with the same settings", folder)
+        ours = [path for path in folder.parent.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+        for path in sorted(ours, key=os.path.getmtime)[:-MAX_GRAPHS]:
+            shutil.rmtree(path, ignore_errors=True)
+    except OSError as error:
+        # A graph less is no reason to end a training; so is a folder that another process has just removed.
+        LOGGER.warning("the compiled graph may not be kept in %s: %s", folder.parent, error.strerror)
 
 
-def _key(cell: nn.Cell, inputs: Sequence[ms.Tensor], config: Config) -> str:
-    """A name for all that the compiled graph depends on: settings, program, parameters, inputs, source code."""
-    parts = [ms.__version__, type(cell).__name__, cell.training, graph_settings(config)]
+def _key(cell: nn.Cell, inputs: Sequence[ms.Tensor], config: Config, program: Path) -> str:
+    """A name for all that the compiled graph depends on: settings, layers, parameters, inputs, source code."""
+    parts = [ms.__version__, cell.training, graph_settings(config)]
+    parts += [(name, type(part).__qualname__) for name, part in cell.cells_and_names()]
     parts += [(parameter.name, parameter.shape, parameter.dtype, parameter.requires_grad)
               for parameter in cell.get_parameters()]
     parts += [(value.shape, value.dtype) for value in inputs]
     digest = hashlib.sha256(repr(parts).encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    # The program too, because MindSpore compares it.
+    for path in [program, *sorted(Path(__file__).parent.rglob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]

@@ -197,13 +197,13 @@ def network_model(network: nn.Cell, config: Config, path: Path) -> Model:
     """A network in memory as a model; it is put into evaluation mode."""
     cell = DetectionCell(network)
     cell.set_train(False)
-    run = cell_runner(cell)
 
-    def compile_and_run(*arrays: np.ndarray) -> list[np.ndarray]:
-        compile_once(cell, [ms.Tensor(array) for array in arrays], config)
-        return run(*arrays)
+    def run(*arrays: np.ndarray) -> list[np.ndarray]:
+        inputs = [ms.Tensor(array) for array in arrays]
+        compile_once(cell, inputs, config)
+        return [output.asnumpy() for output in cell(*inputs)]
 
-    return Model(path, ModelInfo.from_config(config), config.test_batch_size, compile_and_run)
+    return Model(path, ModelInfo.from_config(config), config.test_batch_size, run)
 
 
 def with_noted_classes(config: Config, checkpoint: str | Path) -> Config:

@@ -212,7 +212,7 @@ class LossLog:
         # disable=None: a bar on a terminal, nothing elsewhere.
         self.bar = tqdm(total=self.steps * self.epochs, unit="step", disable=None if self.talks else True)
         if self.talks:
-            LOGGER.info("losses go to %s; compiling the network takes up to a minute before the first step", self.path)
+            LOGGER.info("losses go to %s; the first step may take a minute, because the network is compiled", self.path)
         return self
 
     def __exit__(self, *exception) -> None:

@@ -26,15 +26,9 @@ class BatchNorm(nn.BatchNorm2d):
     def __init__(self, num_features: int, norm_eval: bool, gamma_init: str = "ones"):
         super().__init__(num_features, eps=1e-5, momentum=0.9, gamma_init=gamma_init,
                          use_batch_statistics=False if norm_eval else None)
-        self.norm_eval = norm_eval
         # Statistics follow the data, no optimiser updates them.
         self.moving_mean.requires_grad = False
         self.moving_variance.requires_grad = False
-
-    def construct(self, x):
-        # As the parent's, without its checks of shapes, which would be parsed for each of 53 layers.
-        normalise = self.bn_train if self.training and not self.norm_eval else self.bn_infer
-        return normalise(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0]
 
 
 class ResidualBlock(nn.Cell):

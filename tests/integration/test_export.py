@@ -21,7 +21,7 @@ pytestmark = needs_shared
 NUM_PICTURES = 6
 CLASSES = ("background", "RBC", "WBC", "Platelets")
 OPTIONS = ("--device_target=CPU", "--img_width=192", "--img_height=128", "--test_score_thr=0.2", "--rpn_max_num=100",
-           "--rpn_nms_post=100")
+           "--rpn_nms_post=100", "--compile_cache_path=")
 
 
 def run(script, *arguments, cwd):

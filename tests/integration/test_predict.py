@@ -19,7 +19,7 @@ from tests.helpers import REPO_ROOT
 NUM_PICTURES, NUM_FRAMES = 3, 5
 CLASSES = ("disc", "square", "star")
 # A small canvas and few proposals. Random weights detect something everywhere, above this threshold.
-OPTIONS = ("--img_width=128", "--img_height=64", "--rpn_nms_pre=50", "--rpn_max_num=50",
+OPTIONS = ("--compile_cache_path=", "--img_width=128", "--img_height=64", "--rpn_nms_pre=50", "--rpn_max_num=50",
            "--test_score_thr=0.02")
 
 

@@ -125,7 +125,8 @@ def test_signals_reach_the_program(caller, number):
 
 # --- for real ---------------------------------------------------------------------------------------------------------
 
-SMALL = ("--coco_classes=['background','RBC','WBC','Platelets']", "--img_width=192", "--img_height=128")
+SMALL = ("--coco_classes=['background','RBC','WBC','Platelets']", "--img_width=192", "--img_height=128",
+         "--compile_cache_path=")
 
 
 @needs_shared

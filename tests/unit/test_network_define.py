@@ -20,7 +20,16 @@ from mindspore import dataset as ds
 from src.convert_checkpoint import load_detector, read_checkpoint, write_checkpoint
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
-from src.network_define import Checkpoints, LossLog, TrainStep, build_optimizer, check_start, train
+from src.network_define import (
+    SGD,
+    Checkpoints,
+    LossLog,
+    TrainStep,
+    build_optimizer,
+    build_step,
+    check_start,
+    train,
+)
 from src.runtime import Device
 from tests.helpers import REPO_ROOT
 
@@ -133,7 +142,7 @@ def train_data(samples, labels=None):
 @pytest.fixture(scope="module")
 def defaults():
     """The default configuration."""
-    return load_config([])
+    return load_config(["--compile_cache_path="])
 
 
 @pytest.fixture
@@ -164,7 +173,8 @@ def graph_mode():
 def make_step(rates=0.1, momentum=0.9, weight_decay=0.0, **options):
     """A network and its training step with SGD."""
     network = TinyDetector()
-    optimizer = nn.SGD(network.trainable_params(), learning_rate=rates, momentum=momentum, weight_decay=weight_decay)
+    rates = rates if isinstance(rates, Tensor) else Tensor([rates] * 10, ms.float32)
+    optimizer = SGD(network.trainable_params(), rates, momentum, weight_decay)
     step = TrainStep(network, optimizer, **options)
     step.set_train()
     return network, step
@@ -238,6 +248,30 @@ def test_configured_sgd_takes_momentum_decay_and_rates(config):
     _, weight, bias = numpy_sgd(samples, rates, 0.6, 0.1)
     np.testing.assert_allclose(network.weight.asnumpy(), weight, rtol=2e-5)
     np.testing.assert_allclose(network.bias.asnumpy(), bias, rtol=2e-5)
+
+
+class ShiftDetector(TinyDetector):
+    """Its bias bears the name of a batch norm's shift."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias.name = "rcnn.bn.beta"
+
+
+def test_scales_and_shifts_do_not_decay():
+    samples = samples_of(3, seed=5)
+    network = ShiftDetector()
+    step = TrainStep(network, SGD(network.trainable_params(), Tensor([0.02] * 3, ms.float32), 0.9, 0.1))
+    step.set_train()
+    steps_of(step, samples)
+    np.testing.assert_allclose(network.weight.asnumpy(), numpy_sgd(samples, [0.02] * 3, 0.9, 0.1)[1], rtol=2e-5)
+    np.testing.assert_allclose(network.bias.asnumpy(), numpy_sgd(samples, [0.02] * 3, 0.9, 0.0)[2], rtol=2e-5)
+
+
+@pytest.mark.parametrize("target,loss_scale", [("CPU", 1.0), ("GPU", 128.0), ("Ascend", 128.0)])
+def test_the_loss_is_scaled_where_float16_may_be(config, target, loss_scale):
+    step = build_step(TinyDetector(), dataclasses.replace(config, loss_scale=128.0), [0.1], Device(target))
+    assert step.loss_scale == loss_scale
 
 
 @pytest.mark.parametrize("loss_scale", [1.0, 256.0])

@@ -17,8 +17,8 @@ WIDTHS = (32, 48, 64, 80)                                    # channels of C2..C
 
 def config_of(*flags, classes=CLASSES, **changes):
     """A small canvas and a small network; the published values elsewhere."""
-    config = load_config(["--device_target=CPU", f"--img_height={CANVAS[0]}", f"--img_width={CANVAS[1]}",
-                          f"--coco_classes={list(classes)}", *flags])
+    config = load_config(["--device_target=CPU", "--compile_cache_path=", f"--img_height={CANVAS[0]}",
+                          f"--img_width={CANVAS[1]}", f"--coco_classes={list(classes)}", *flags])
     small = {"resnet_block": (1, 1, 1, 1), "resnet_in_channels": (64, 32, 48, 64), "resnet_out_channels": WIDTHS,
              "fpn_in_channels": WIDTHS, "fpn_out_channels": 16, "rpn_in_channels": 16,
              "rpn_feat_channels": 16, "roi_align_out_channels": 16, "rcnn_in_channels": 16, "rcnn_fc_out_channels": 32}
