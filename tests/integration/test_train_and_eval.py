@@ -91,7 +91,7 @@ def test_evaluation_scores_all_pictures(trained):
 @needs_shared
 def test_wrong_number_of_classes_is_refused_before_anything_is_written(trained):
     folder, _ = trained
-    result = run("eval.py", *OPTIONS[:1], "--coco_classes=['background','RBC']", *OPTIONS[2:], f"--coco_root={BCCD}",
+    result = run("eval.py", *SMALL, "--coco_classes=['background','RBC']", f"--coco_root={BCCD}",
                  f"--mindrecord_dir={folder / 'other'}", "--ignore_unknown=True",
                  f"--checkpoint_path={folder / 'ckpt_0' / 'faster_rcnn-2_20.ckpt'}", cwd=folder)
     assert result.returncode == 1
