@@ -51,7 +51,9 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         self.rcnn_weights = (config.rcnn_loss_cls_weight, config.rcnn_loss_reg_weight)
         self.backbone = ResNetFea(block, config.resnet_block, config.resnet_in_channels, config.resnet_out_channels,
                                   config.frozen_stages, config.norm_eval, config.stem_pool_pad)
-        self.fpn_neck = FeatPyramidNeck(config.fpn_in_channels, config.fpn_out_channels, config.fpn_num_outs)
+        self.on_cpu = config.device_target == "CPU"
+        self.fpn_neck = FeatPyramidNeck(config.fpn_in_channels, config.fpn_out_channels, config.fpn_num_outs,
+                                        winograd=self.on_cpu)
         self.rpn_with_loss = _build_rpn(config, level_anchors, canvas_size, rpn_coder)
         self.proposals_train = Proposal(level_anchors, rpn_coder, config.rpn_proposal_nms_pre,
                                         config.rpn_proposal_max_num, config.rpn_proposal_nms_thr)
@@ -61,7 +63,6 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
             box_coder, config.num_expected_pos_stage2, config.num_expected_neg_stage2, config.pos_iou_thr_stage2,
             config.neg_iou_thr_stage2, config.min_pos_iou_stage2, seed=config.seed + 2)
         self.num_rois = config.num_expected_neg_stage2
-        self.on_cpu = config.device_target == "CPU"
         self.roi_align = SingleRoIExtractor(config.roi_layer.out_size, config.roi_layer.sample_num,
                                             config.roi_align_featmap_strides, config.roi_align_finest_scale,
                                             native=not self.on_cpu)
@@ -134,4 +135,5 @@ def _build_rpn(config, level_anchors, canvas_size, coder) -> RPN:
     assign = BboxAssignSample(np.concatenate(level_anchors), canvas_size, coder, config.num_expected_pos,
                               config.num_expected_neg, config.pos_iou_thr, config.neg_iou_thr, config.min_pos_iou,
                               seed=config.seed)
-    return RPN(config.rpn_in_channels, config.rpn_feat_channels, config.num_anchors, assign)
+    return RPN(config.rpn_in_channels, config.rpn_feat_channels, config.num_anchors, assign,
+               winograd=config.device_target == "CPU")

@@ -6,10 +6,7 @@ from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import XavierUniform
 
-
-def _conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel_size, pad_mode="pad", padding=kernel_size // 2,
-                     has_bias=True, weight_init=XavierUniform(), bias_init="zeros")
+from src.FasterRcnn.winograd import Conv3x3
 
 
 class FeatPyramidNeck(nn.Cell):
@@ -19,6 +16,7 @@ class FeatPyramidNeck(nn.Cell):
         in_channels (Sequence[int]): channels of C2..C5, finest first; each map twice as fine as the next.
         out_channels (int): channels of every level returned.
         num_outs (int): levels returned, at least len(in_channels); extra ones take the even pixels of the last.
+        winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
 
     Inputs: features, tuple of Tensor (B, in_channels[i], H_i, W_i), float32 or float16.
     Outputs: tuple of num_outs Tensors (B, out_channels, H_i, W_i), finest first (P2..P6).
@@ -27,14 +25,20 @@ class FeatPyramidNeck(nn.Cell):
         ValueError: fewer outputs than inputs.
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int):
+    def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int,
+                 winograd: bool = False):
         super().__init__()
         if num_outs < len(in_channels):
             raise ValueError(f"num_outs is {num_outs}, expected at least {len(in_channels)}, the number of inputs")
         self.num_levels = len(in_channels)
         self.num_extra = num_outs - self.num_levels
-        self.lateral_convs_list = nn.CellList([_conv(channels, out_channels, 1) for channels in in_channels])
-        self.fpn_convs_list = nn.CellList([_conv(out_channels, out_channels, 3) for _ in in_channels])
+        self.lateral_convs_list = nn.CellList([
+            nn.Conv2d(channels, out_channels, 1, pad_mode="valid", has_bias=True, weight_init=XavierUniform(),
+                      bias_init="zeros")
+            for channels in in_channels])
+        self.fpn_convs_list = nn.CellList([
+            Conv3x3(out_channels, out_channels, winograd, weight_init=XavierUniform(), bias_init="zeros")
+            for _ in in_channels])
         self.subsample = nn.MaxPool2d(kernel_size=1, stride=2)
         self.add_upsampled = _AddUpsampled()
 

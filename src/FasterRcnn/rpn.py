@@ -7,6 +7,7 @@ from src.FasterRcnn.bbox_assign_sample import BboxAssignSample
 from src.FasterRcnn.counting import count_up
 from src.FasterRcnn.roi_align import SparseProduct, entries_of
 from src.FasterRcnn.target_assign import take_rows
+from src.FasterRcnn.winograd import Conv3x3
 
 
 def smooth_l1(difference, beta: float):
@@ -22,18 +23,19 @@ class RpnRegClsBlock(nn.Cell):
         in_channels (int): channels of the pyramid.
         feat_channels (int): channels of the 3x3 convolution.
         num_anchors (int): anchors per cell (A).
+        winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
 
     Inputs: feature, Tensor (B, in_channels, H, W).
     Outputs: logits (B, H * W * A) and deltas (B, H * W * A, 4), in the order of the anchors: row, column, anchor.
     """
 
-    def __init__(self, in_channels: int, feat_channels: int, num_anchors: int):
+    def __init__(self, in_channels: int, feat_channels: int, num_anchors: int, winograd: bool = False):
         super().__init__()
-        init = {"has_bias": True, "weight_init": Normal(0.01), "bias_init": "zeros"}
-        self.rpn_conv = nn.Conv2d(in_channels, feat_channels, 3, pad_mode="pad", padding=1, **init)
+        init = {"weight_init": Normal(0.01), "bias_init": "zeros"}
+        self.rpn_conv = Conv3x3(in_channels, feat_channels, winograd, **init)
         self.relu = nn.ReLU()
-        self.rpn_cls = nn.Conv2d(feat_channels, num_anchors, 1, pad_mode="valid", **init)
-        self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1, pad_mode="valid", **init)
+        self.rpn_cls = nn.Conv2d(feat_channels, num_anchors, 1, pad_mode="valid", has_bias=True, **init)
+        self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1, pad_mode="valid", has_bias=True, **init)
 
     def construct(self, feature):
         x = self.relu(self.rpn_conv(feature))
@@ -106,6 +108,7 @@ class RPN(nn.Cell):
     Args:
         in_channels, feat_channels, num_anchors (int): see :class:`RpnRegClsBlock`.
         assign (BboxAssignSample): targets of the losses.
+        winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
 
     Inputs: features, tuple of Tensor (B, in_channels, H_l, W_l).
     Outputs: tuples of logits (B, N_l) and of deltas (B, N_l, 4), one entry per level; float32.
@@ -114,10 +117,11 @@ class RPN(nn.Cell):
     # Where the smooth L1 of the deltas turns from square to linear, as published.
     REG_BETA = 1.0 / 9.0
 
-    def __init__(self, in_channels: int, feat_channels: int, num_anchors: int, assign: BboxAssignSample):
+    def __init__(self, in_channels: int, feat_channels: int, num_anchors: int, assign: BboxAssignSample,
+                 winograd: bool = False):
         super().__init__()
         # One head for all levels; the list is part of the parameter names.
-        self.rpn_convs_list = nn.CellList([RpnRegClsBlock(in_channels, feat_channels, num_anchors)])
+        self.rpn_convs_list = nn.CellList([RpnRegClsBlock(in_channels, feat_channels, num_anchors, winograd)])
         self.assign = assign
         self.num_anchors = num_anchors
         self.cell_patches = CellPatches()

@@ -1,0 +1,120 @@
+"""The fast 3x3 convolution against the definition in float64, forwards and backwards."""
+import numpy as np
+import pytest
+from mindspore import ParameterTuple, Tensor, nn, ops
+
+from src.FasterRcnn.winograd import Conv3x3, transforms
+from tests.unit.FasterRcnn.reference import tensor
+
+# 36 values of a tile are summed twice with weights up to 3.4, which costs a digit of float32's seven.
+TOLERANCE = 3e-5
+
+
+class Gradients(nn.Cell):
+    """Gradients of the sum of ``out * factors``: of the input, then of weight and bias."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+        self.grad = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+        self.params = ParameterTuple(cell.trainable_params())
+
+    def construct(self, x, factors):
+        return self.grad(self.cell, self.params)(x, factors)
+
+
+def convolution(x, weight, bias) -> np.ndarray:
+    """The definition: shifted maps, zeros around them."""
+    height, width = x.shape[2:]
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    return bias.reshape(-1, 1, 1) + sum(
+        np.einsum("bchw,oc->bohw", padded[:, :, dy:dy + height, dx:dx + width], weight[:, :, dy, dx].astype(np.float64))
+        for dy in range(3) for dx in range(3))
+
+
+def gradients(x, weight, factors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the sum of out * factors: every pixel and weight collects what it was multiplied with."""
+    height, width = x.shape[2:]
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    dx_padded, dweight = np.zeros_like(padded), np.zeros(weight.shape)
+    for dy in range(3):
+        for dx in range(3):
+            here = np.s_[:, :, dy:dy + height, dx:dx + width]
+            dx_padded[here] += np.einsum("bohw,oc->bchw", factors.astype(np.float64), weight[:, :, dy, dx])
+            dweight[:, :, dy, dx] = np.einsum("bohw,bchw->oc", factors, padded[here])
+    return dx_padded[:, :, 1:-1, 1:-1], dweight, factors.astype(np.float64).sum((0, 2, 3))
+
+
+def random_case(seed, batch, channels, out_channels, height, width):
+    rng = np.random.default_rng(seed)
+    cell = Conv3x3(channels, out_channels, winograd=True)
+    cell.weight.set_data(tensor(rng.normal(0, 1, cell.weight.shape)))
+    cell.bias.set_data(tensor(rng.normal(0, 1, cell.bias.shape)))
+    x, factors = [rng.normal(0, 1, (batch, number, height, width)).astype(np.float32)
+                  for number in (channels, out_channels)]
+    return cell, x, factors
+
+
+def assert_close(actual: Tensor, expected) -> None:
+    """Equal to TOLERANCE of the spread of the expected values."""
+    np.testing.assert_allclose(actual.asnumpy(), expected, rtol=0, atol=TOLERANCE * np.std(expected))
+
+
+def test_one_dimension_is_a_correlation():
+    data_transform, weight_transform, output_transform = transforms()
+    rng = np.random.default_rng(1)
+    data, weights = rng.normal(0, 1, 6), rng.normal(0, 1, 3)
+    result = output_transform @ ((weight_transform @ weights) * (data_transform @ data))
+    np.testing.assert_allclose(result, [data[i:i + 3] @ weights for i in range(4)], rtol=1e-12, atol=1e-12)
+
+
+def test_data_transform_is_exact_in_float32():
+    data_transform, _, output_transform = transforms()
+    for matrix in (data_transform, output_transform):
+        np.testing.assert_array_equal(matrix.astype(np.float32), matrix)
+
+
+@pytest.mark.parametrize("batch, channels, out_channels, height, width", [
+    (1, 3, 5, 32, 40), (2, 16, 7, 40, 64), (3, 1, 1, 36, 36), (2, 64, 32, 32, 44)])
+def test_equals_the_definition(batch, channels, out_channels, height, width):
+    cell, x, _ = random_case(2, batch, channels, out_channels, height, width)
+    out = cell(tensor(x))
+    assert out.shape == (batch, out_channels, height, width)
+    assert_close(out, convolution(x, cell.weight.asnumpy(), cell.bias.asnumpy()))
+
+
+@pytest.mark.parametrize("batch, channels, out_channels", [(1, 4, 4), (2, 24, 8)])
+def test_gradients_equal_the_definition(batch, channels, out_channels):
+    cell, x, factors = random_case(3, batch, channels, out_channels, 32, 44)
+    (dx,), (dweight, dbias) = Gradients(cell)(tensor(x), tensor(factors))
+    for actual, expected in zip((dx, dweight, dbias), gradients(x, cell.weight.asnumpy(), factors), strict=True):
+        assert_close(actual, expected)
+
+
+def test_pixels_at_every_border_and_corner():
+    """A map of ones counts the pixels of the window that lie inside, 9, 6 or 4: exactly where the zeros begin."""
+    cell = Conv3x3(1, 1, winograd=True, weight_init="ones", bias_init="zeros")
+    out = cell(Tensor(np.ones((1, 1, 36, 40), np.float32))).asnumpy()[0, 0]
+    rows, columns = np.full(36, 3), np.full(40, 3)
+    rows[[0, -1]], columns[[0, -1]] = 2, 2
+    np.testing.assert_allclose(out, np.outer(rows, columns), atol=1e-4)
+
+
+@pytest.mark.parametrize("winograd, height, width, fast", [
+    (True, 32, 40, True), (True, 28, 40, False), (True, 34, 40, False), (True, 36, 42, False), (False, 32, 40, False)])
+def test_small_and_odd_maps_are_convolved_plainly(winograd, height, width, fast):
+    """A plain convolution is ``nn.Conv2d`` to the last bit; a fast one rounds differently."""
+    rng = np.random.default_rng(5)
+    cell = Conv3x3(8, 8, winograd=winograd)
+    plain = nn.Conv2d(8, 8, 3, pad_mode="pad", padding=1, has_bias=True)
+    plain.weight.set_data(cell.weight)
+    plain.bias.set_data(cell.bias)
+    x = tensor(rng.normal(0, 1, (1, 8, height, width)))
+    assert np.array_equal(cell(x).asnumpy(), plain(x).asnumpy()) != fast
+
+
+def test_parameters_are_those_of_a_convolution():
+    plain = nn.Conv2d(6, 8, 3, pad_mode="pad", padding=1, has_bias=True)
+    fast = Conv3x3(6, 8, winograd=True)
+    assert [(p.name, p.shape, p.requires_grad) for p in fast.get_parameters()] == \
+        [(p.name, p.shape, p.requires_grad) for p in plain.get_parameters()]
