@@ -49,9 +49,9 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         self.backbone_name = config.backbone
         self.rpn_weights = (config.rpn_loss_cls_weight, config.rpn_loss_reg_weight)
         self.rcnn_weights = (config.rcnn_loss_cls_weight, config.rcnn_loss_reg_weight)
-        self.backbone = ResNetFea(block, config.resnet_block, config.resnet_in_channels, config.resnet_out_channels,
-                                  config.frozen_stages, config.norm_eval, config.stem_pool_pad)
         self.on_cpu = config.device_target == "CPU"
+        self.backbone = ResNetFea(block, config.resnet_block, config.resnet_in_channels, config.resnet_out_channels,
+                                  config.frozen_stages, config.norm_eval, config.stem_pool_pad, winograd=self.on_cpu)
         self.fpn_neck = FeatPyramidNeck(config.fpn_in_channels, config.fpn_out_channels, config.fpn_num_outs,
                                         winograd=self.on_cpu)
         self.rpn_with_loss = _build_rpn(config, level_anchors, canvas_size, rpn_coder)

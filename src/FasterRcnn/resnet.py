@@ -3,6 +3,8 @@ from collections.abc import Sequence
 
 from mindspore import nn, ops
 
+from src.FasterRcnn.winograd import Conv3x3
+
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
     """Convolution without bias, padded so that stride 1 keeps the size, He-normal weights (He et al. 2015)."""
@@ -40,6 +42,7 @@ class ResidualBlock(nn.Cell):
         stride (int): 1 or 2.
         down_sample (bool): project the shortcut with a strided 1x1 convolution; needed when shapes change.
         norm_eval (bool): see :class:`BatchNorm`.
+        winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
 
     Inputs: x, Tensor (B, in_channels, H, W).
     Outputs: Tensor (B, out_channels, H / stride, W / stride).
@@ -47,13 +50,15 @@ class ResidualBlock(nn.Cell):
 
     stride_on_first = False
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, down_sample: bool, norm_eval: bool):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, down_sample: bool, norm_eval: bool,
+                 winograd: bool = False):
         super().__init__()
         width = out_channels // 4
         first, second = (stride, 1) if self.stride_on_first else (1, stride)
         self.conv1 = conv(in_channels, width, 1, first)
         self.bn1 = BatchNorm(width, norm_eval)
-        self.conv2 = conv(width, width, 3, second)
+        self.conv2 = (Conv3x3(width, width, winograd, weight_init="he_normal") if second == 1 else
+                      conv(width, width, 3, second))
         self.bn2 = BatchNorm(width, norm_eval)
         self.conv3 = conv(width, out_channels, 1)
         # A block starts as its shortcut (Goyal et al. 2017, section 5.1): gradients of the first layers stay small.
@@ -83,6 +88,7 @@ class ResNetFea(nn.Cell):
         norm_eval (bool): see :class:`BatchNorm`; fixed stages never update their statistics.
         stem_pool_pad (str): padding of the stem's max pool, "same" (right and bottom only, as the published
             weights were trained) or "symmetric" (one pixel on every side, as PyTorch projects do).
+        winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
 
     Inputs: image, Tensor (B, 3, H, W), normalised.
     Outputs: tuple of four Tensors C2..C5 (B, out_channels[i], H / 4 / 2**i, W / 4 / 2**i).
@@ -90,7 +96,7 @@ class ResNetFea(nn.Cell):
 
     def __init__(self, block: type, layer_nums: Sequence[int], in_channels: Sequence[int],
                  out_channels: Sequence[int], frozen_stages: int = 1, norm_eval: bool = True,
-                 stem_pool_pad: str = "same"):
+                 stem_pool_pad: str = "same", winograd: bool = False):
         super().__init__()
         self.frozen_stages = frozen_stages
         self.conv1 = conv(3, 64, 7, 2)
@@ -100,7 +106,7 @@ class ResNetFea(nn.Cell):
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, **pool)
         stages = [
             self._make_stage(block, layer_nums[i], in_channels[i], out_channels[i], stride=1 if i == 0 else 2,
-                             norm_eval=norm_eval or frozen_stages > i)
+                             norm_eval=norm_eval or frozen_stages > i, winograd=winograd)
             for i in range(4)
         ]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
@@ -108,10 +114,10 @@ class ResNetFea(nn.Cell):
 
     @staticmethod
     def _make_stage(block: type, num_blocks: int, in_channels: int, out_channels: int, stride: int,
-                    norm_eval: bool) -> nn.SequentialCell:
+                    norm_eval: bool, winograd: bool) -> nn.SequentialCell:
         """One stage: a projecting block, then num_blocks - 1 plain ones."""
-        first = block(in_channels, out_channels, stride, True, norm_eval)
-        rest = [block(out_channels, out_channels, 1, False, norm_eval) for _ in range(num_blocks - 1)]
+        first = block(in_channels, out_channels, stride, True, norm_eval, winograd)
+        rest = [block(out_channels, out_channels, 1, False, norm_eval, winograd) for _ in range(num_blocks - 1)]
         return nn.SequentialCell([first, *rest])
 
     def _freeze(self, stem: Sequence[nn.Cell], stages: Sequence[nn.Cell]) -> None:

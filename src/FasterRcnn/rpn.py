@@ -31,11 +31,11 @@ class RpnRegClsBlock(nn.Cell):
 
     def __init__(self, in_channels: int, feat_channels: int, num_anchors: int, winograd: bool = False):
         super().__init__()
-        init = {"weight_init": Normal(0.01), "bias_init": "zeros"}
+        init = {"has_bias": True, "weight_init": Normal(0.01), "bias_init": "zeros"}
         self.rpn_conv = Conv3x3(in_channels, feat_channels, winograd, **init)
         self.relu = nn.ReLU()
-        self.rpn_cls = nn.Conv2d(feat_channels, num_anchors, 1, pad_mode="valid", has_bias=True, **init)
-        self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1, pad_mode="valid", has_bias=True, **init)
+        self.rpn_cls = nn.Conv2d(feat_channels, num_anchors, 1, pad_mode="valid", **init)
+        self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1, pad_mode="valid", **init)
 
     def construct(self, feature):
         x = self.relu(self.rpn_conv(feature))

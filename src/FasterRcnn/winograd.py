@@ -9,7 +9,7 @@ _OUT, _IN = 4, 6
 # usual 0, 1, -1, 2, -2 (Barabasz et al. 2020 on the choice of points).
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 # Smaller maps gain less than the transforms cost; measured, see benchmarks/NOTES.md.
-_MIN_PIXELS = 32 * 40
+_MIN_PIXELS = 24 * 40
 
 
 def transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ class _ReverseAxes(nn.Cell):
 
 
 class Conv3x3(nn.Conv2d):
-    """3x3 convolution of stride 1 with padding 1 and bias; parameters and results of ``nn.Conv2d``.
+    """3x3 convolution of stride 1 with padding 1; parameters and results of ``nn.Conv2d``.
 
     A tile of 6 x 6 pixels and the filter are each taken to 36 values, whose products, summed over channels, go back to
     4 x 4 pixels: 36 multiplications instead of 144. Both ways are convolutions of single channels with fixed weights,
@@ -65,14 +65,15 @@ class Conv3x3(nn.Conv2d):
     Args:
         in_channels, out_channels (int): channels.
         winograd (bool): compute large maps as above, which pays on CPU; plainly otherwise.
-        kwargs: ``weight_init`` and ``bias_init`` of ``nn.Conv2d``.
+        kwargs: ``has_bias``, ``weight_init`` and ``bias_init`` of ``nn.Conv2d``; without bias by default.
 
     Inputs: x, Tensor (B, in_channels, H, W) float32.
     Outputs: Tensor (B, out_channels, H, W).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, winograd: bool = False, **kwargs):
-        super().__init__(in_channels, out_channels, 3, pad_mode="pad", padding=1, has_bias=True, **kwargs)
+    def __init__(self, in_channels: int, out_channels: int, winograd: bool = False, has_bias: bool = False,
+                 **kwargs):
+        super().__init__(in_channels, out_channels, 3, pad_mode="pad", padding=1, has_bias=has_bias, **kwargs)
         self.winograd = winograd
         data, weights, outputs = transforms()
         self.weight_transform = Tensor(np.kron(weights, weights), mstype.float32)
@@ -100,4 +101,5 @@ class Conv3x3(nn.Conv2d):
         products = self.reverse_axes(ops.reshape(products, (-1, num_tiles)), (num_values, self.out_channels, batch))
         pixels = self.to_pixels(ops.reshape(products, (-1, num_values, *tiles)), self.output_transform,
                                 (batch * self.out_channels, 1, height, width))
-        return self.bias_add(ops.reshape(pixels, (batch, self.out_channels, height, width)), self.bias)
+        pixels = ops.reshape(pixels, (batch, self.out_channels, height, width))
+        return self.bias_add(pixels, self.bias) if self.has_bias else pixels

@@ -47,7 +47,7 @@ def gradients(x, weight, factors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def random_case(seed, batch, channels, out_channels, height, width):
     rng = np.random.default_rng(seed)
-    cell = Conv3x3(channels, out_channels, winograd=True)
+    cell = Conv3x3(channels, out_channels, winograd=True, has_bias=True)
     cell.weight.set_data(tensor(rng.normal(0, 1, cell.weight.shape)))
     cell.bias.set_data(tensor(rng.normal(0, 1, cell.bias.shape)))
     x, factors = [rng.normal(0, 1, (batch, number, height, width)).astype(np.float32)
@@ -93,7 +93,7 @@ def test_gradients_equal_the_definition(batch, channels, out_channels):
 
 def test_pixels_at_every_border_and_corner():
     """A map of ones counts the pixels of the window that lie inside, 9, 6 or 4: exactly where the zeros begin."""
-    cell = Conv3x3(1, 1, winograd=True, weight_init="ones", bias_init="zeros")
+    cell = Conv3x3(1, 1, winograd=True, has_bias=True, weight_init="ones", bias_init="zeros")
     out = cell(Tensor(np.ones((1, 1, 36, 40), np.float32))).asnumpy()[0, 0]
     rows, columns = np.full(36, 3), np.full(40, 3)
     rows[[0, -1]], columns[[0, -1]] = 2, 2
@@ -101,11 +101,11 @@ def test_pixels_at_every_border_and_corner():
 
 
 @pytest.mark.parametrize("winograd, height, width, fast", [
-    (True, 32, 40, True), (True, 28, 40, False), (True, 34, 40, False), (True, 36, 42, False), (False, 32, 40, False)])
+    (True, 32, 40, True), (True, 20, 40, False), (True, 34, 40, False), (True, 36, 42, False), (False, 32, 40, False)])
 def test_small_and_odd_maps_are_convolved_plainly(winograd, height, width, fast):
     """A plain convolution is ``nn.Conv2d`` to the last bit; a fast one rounds differently."""
     rng = np.random.default_rng(5)
-    cell = Conv3x3(8, 8, winograd=winograd)
+    cell = Conv3x3(8, 8, winograd=winograd, has_bias=True)
     plain = nn.Conv2d(8, 8, 3, pad_mode="pad", padding=1, has_bias=True)
     plain.weight.set_data(cell.weight)
     plain.bias.set_data(cell.bias)
@@ -113,8 +113,16 @@ def test_small_and_odd_maps_are_convolved_plainly(winograd, height, width, fast)
     assert np.array_equal(cell(x).asnumpy(), plain(x).asnumpy()) != fast
 
 
-def test_parameters_are_those_of_a_convolution():
-    plain = nn.Conv2d(6, 8, 3, pad_mode="pad", padding=1, has_bias=True)
-    fast = Conv3x3(6, 8, winograd=True)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_parameters_are_those_of_a_convolution(has_bias):
+    plain = nn.Conv2d(6, 8, 3, pad_mode="pad", padding=1, has_bias=has_bias)
+    fast = Conv3x3(6, 8, winograd=True, has_bias=has_bias)
     assert [(p.name, p.shape, p.requires_grad) for p in fast.get_parameters()] == \
         [(p.name, p.shape, p.requires_grad) for p in plain.get_parameters()]
+
+
+def test_without_bias():
+    cell, x, _ = random_case(6, 1, 4, 4, 32, 40)
+    without = Conv3x3(4, 4, winograd=True, has_bias=False)
+    without.weight.set_data(cell.weight)
+    assert_close(without(tensor(x)), convolution(x, cell.weight.asnumpy(), np.zeros(4)))
