@@ -3,8 +3,11 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
+from src.FasterRcnn.row_order import permute_rows
+
 # Outputs and inputs of a tile along one axis: F(4x4, 3x3) turns 6 x 6 pixels into 4 x 4.
 _OUT, _IN = 4, 6
+_VALUES = _IN * _IN
 # The points the polynomials are evaluated at, and infinity. Exact in binary, and the result's error is half that of the
 # usual 0, 1, -1, 2, -2 (Barabasz et al. 2020 on the choice of points).
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
@@ -33,24 +36,56 @@ def transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return data, weights, outputs.T
 
 
-@ops.constexpr
-def _reversed_axes(first: int, second: int, third: int) -> Tensor:
-    """Row numbers that turn rows in the order (first, second, third) into (third, second, first), int32."""
-    rows = np.arange(first * second * third).reshape(first, second, third)
-    return Tensor(rows.transpose(2, 1, 0).ravel(), mstype.int32)
+class _Convolution(nn.Cell):
+    """The algorithm itself, with its gradients written out, so that nothing but the inputs is kept for them.
 
-
-class _ReverseAxes(nn.Cell):
-    """Turn (a, b, c, T) into (c, b, a, T), given and returned as rows (a * b * c, T).
-
-    ``ops.transpose`` keeps a list of 64-bit indices twice as long as the data, and ``ops.gather`` has a slow gradient.
+    Inputs: x, Tensor (B, C, H, W), H and W divisible by 4; weights, Tensor (36, D, C), the transformed filters.
+    Outputs: Tensor (B, D, H, W).
     """
 
-    def construct(self, rows, axes):
-        return ops.gather(rows, _reversed_axes(axes[0], axes[1], axes[2]), 0)
+    def __init__(self):
+        super().__init__()
+        data, _, outputs = transforms()
+        self.data_transform = Tensor(np.einsum("ia,jb->ijab", data, data).reshape(-1, 1, _IN, _IN), mstype.float32)
+        self.output_transform = Tensor(np.einsum("ai,bj->ijab", outputs, outputs).reshape(-1, 1, _OUT, _OUT),
+                                       mstype.float32)
+        # Each transform and its transpose.
+        self.from_pixels = ops.Conv2D(_VALUES, _IN, stride=_OUT, pad_mode="pad", pad=1)
+        self.from_pixels_transposed = ops.Conv2DTranspose(_VALUES, _IN, stride=_OUT, pad_mode="pad", pad=1)
+        self.to_pixels = ops.Conv2DTranspose(_VALUES, _OUT, stride=_OUT)
+        self.to_pixels_transposed = ops.Conv2D(_VALUES, _OUT, stride=_OUT)
+        self.multiply = ops.BatchMatMul()
+        self.multiply_first_transposed = ops.BatchMatMul(transpose_a=True)
+        self.multiply_second_transposed = ops.BatchMatMul(transpose_b=True)
 
-    def bprop(self, rows, axes, out, dout):
-        return ops.gather(dout, _reversed_axes(axes[2], axes[1], axes[0]), 0), axes
+    def construct(self, x, weights):
+        return self.join(self.to_pixels, self.output_transform, self.multiply(weights, self.values(x)), x.shape)
+
+    def bprop(self, x, weights, out, dout):
+        products = self.split(self.to_pixels_transposed, self.output_transform, dout)
+        # Computed again, after the rest of the backward pass has come here: kept, they are 2.25 times as large as x.
+        values = self.values(ops.depend(x, products))
+        dweights = self.multiply_second_transposed(products, values)
+        dvalues = self.multiply_first_transposed(weights, products)
+        return self.join(self.from_pixels_transposed, self.data_transform, dvalues, x.shape), dweights
+
+    def values(self, x):
+        return self.split(self.from_pixels, self.data_transform, x)
+
+    def split(self, convolve, transform, maps):
+        """Every tile as 36 values: (B, C, H, W) to (36, C, B * tiles)."""
+        batch, channels, height, width = maps.shape
+        values = convolve(ops.reshape(maps, (-1, 1, height, width)), transform)
+        return ops.reshape(permute_rows(values, (batch, channels, _VALUES), (2, 1, 0)), (_VALUES, channels, -1))
+
+    def join(self, convolve, transform, values, shape):
+        """The way back: (36, C, B * tiles) to (B, C, H, W)."""
+        batch, _, height, width = shape
+        channels = values.shape[1]
+        values = ops.reshape(permute_rows(values, (_VALUES, channels, batch), (2, 1, 0)),
+                             (-1, _VALUES, height // _OUT, width // _OUT))
+        maps = convolve(values, transform, (batch * channels, 1, height, width))
+        return ops.reshape(maps, (batch, channels, height, width))
 
 
 class Conv3x3(nn.Conv2d):
@@ -75,31 +110,15 @@ class Conv3x3(nn.Conv2d):
                  **kwargs):
         super().__init__(in_channels, out_channels, 3, pad_mode="pad", padding=1, has_bias=has_bias, **kwargs)
         self.winograd = winograd
-        data, weights, outputs = transforms()
+        _, weights, _ = transforms()
         self.weight_transform = Tensor(np.kron(weights, weights), mstype.float32)
-        self.data_transform = Tensor(np.einsum("ia,jb->ijab", data, data).reshape(-1, 1, _IN, _IN), mstype.float32)
-        self.output_transform = Tensor(np.einsum("ai,bj->ijab", outputs, outputs).reshape(-1, 1, _OUT, _OUT),
-                                       mstype.float32)
-        num_values = _IN * _IN
-        self.to_values = ops.Conv2D(num_values, _IN, stride=_OUT, pad_mode="pad", pad=1)
-        self.to_pixels = ops.Conv2DTranspose(num_values, _OUT, stride=_OUT)
-        self.reverse_axes = _ReverseAxes()
         self.transform = ops.MatMul(transpose_b=True)
-        self.multiply = ops.BatchMatMul()
+        self.convolution = _Convolution()
 
     def construct(self, x):
-        batch, channels, height, width = x.shape
+        _, channels, height, width = x.shape
         if not self.winograd or height % _OUT or width % _OUT or height * width < _MIN_PIXELS:
             return super().construct(x)
-        tiles = (height // _OUT, width // _OUT)
-        num_values, num_tiles = _IN * _IN, tiles[0] * tiles[1]
-        values = self.to_values(ops.reshape(x, (-1, 1, height, width)), self.data_transform)
-        values = self.reverse_axes(ops.reshape(values, (-1, num_tiles)), (batch, channels, num_values))
         weights = self.transform(self.weight_transform, ops.reshape(self.weight, (-1, 9)))
-        products = self.multiply(ops.reshape(weights, (num_values, self.out_channels, channels)),
-                                 ops.reshape(values, (num_values, channels, -1)))
-        products = self.reverse_axes(ops.reshape(products, (-1, num_tiles)), (num_values, self.out_channels, batch))
-        pixels = self.to_pixels(ops.reshape(products, (-1, num_values, *tiles)), self.output_transform,
-                                (batch * self.out_channels, 1, height, width))
-        pixels = ops.reshape(pixels, (batch, self.out_channels, height, width))
-        return self.bias_add(pixels, self.bias) if self.has_bias else pixels
+        out = self.convolution(x, ops.reshape(weights, (_VALUES, self.out_channels, channels)))
+        return self.bias_add(out, self.bias) if self.has_bias else out
