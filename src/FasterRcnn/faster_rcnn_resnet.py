@@ -54,7 +54,7 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
                                   config.frozen_stages, config.norm_eval, config.stem_pool_pad, winograd=self.on_cpu)
         self.fpn_neck = FeatPyramidNeck(config.fpn_in_channels, config.fpn_out_channels, config.fpn_num_outs,
                                         winograd=self.on_cpu)
-        self.rpn_with_loss = _build_rpn(config, level_anchors, canvas_size, rpn_coder)
+        self.rpn_with_loss = _build_rpn(config, level_anchors, canvas_size, rpn_coder, winograd=self.on_cpu)
         self.proposals_train = Proposal(level_anchors, rpn_coder, config.rpn_proposal_nms_pre,
                                         config.rpn_proposal_max_num, config.rpn_proposal_nms_thr)
         self.proposals_test = Proposal(level_anchors, rpn_coder, config.rpn_nms_pre, config.rpn_max_num,
@@ -130,10 +130,10 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         return self.predict_boxes(roi_logits, roi_deltas, proposals, proposal_mask, img_metas[:, 2:4])
 
 
-def _build_rpn(config, level_anchors, canvas_size, coder) -> RPN:
+def _build_rpn(config, level_anchors, canvas_size, coder, winograd) -> RPN:
     """The region proposal network of a configuration."""
     assign = BboxAssignSample(np.concatenate(level_anchors), canvas_size, coder, config.num_expected_pos,
                               config.num_expected_neg, config.pos_iou_thr, config.neg_iou_thr, config.min_pos_iou,
                               seed=config.seed)
     return RPN(config.rpn_in_channels, config.rpn_feat_channels, config.num_anchors, assign,
-               winograd=config.device_target == "CPU")
+               winograd)

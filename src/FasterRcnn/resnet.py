@@ -6,8 +6,13 @@ from mindspore import nn, ops
 from src.FasterRcnn.winograd import Conv3x3
 
 
-def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """Convolution without bias, padded so that stride 1 keeps the size, He-normal weights (He et al. 2015)."""
+def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, winograd: bool = False) -> nn.Conv2d:
+    """Convolution without bias, padded so that stride 1 keeps the size, He-normal weights (He et al. 2015).
+
+    ``winograd``: see :class:`src.FasterRcnn.winograd.Conv3x3`; other kernels and strides do not know it.
+    """
+    if kernel_size == 3 and stride == 1:
+        return Conv3x3(in_channels, out_channels, winograd, weight_init="he_normal")
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, pad_mode="pad",
                      padding=kernel_size // 2, has_bias=False, weight_init="he_normal")
 
@@ -57,8 +62,7 @@ class ResidualBlock(nn.Cell):
         first, second = (stride, 1) if self.stride_on_first else (1, stride)
         self.conv1 = conv(in_channels, width, 1, first)
         self.bn1 = BatchNorm(width, norm_eval)
-        self.conv2 = (Conv3x3(width, width, winograd, weight_init="he_normal") if second == 1 else
-                      conv(width, width, 3, second))
+        self.conv2 = conv(width, width, 3, second, winograd)
         self.bn2 = BatchNorm(width, norm_eval)
         self.conv3 = conv(width, out_channels, 1)
         # A block starts as its shortcut (Goyal et al. 2017, section 5.1): gradients of the first layers stay small.

@@ -6,7 +6,6 @@ from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from src.FasterRcnn.counting import count_up
-from src.FasterRcnn.row_order import channels_last
 
 # ops.ROIAlign leaves the output unwritten when |x1| and |x2| are both below this.
 _NATIVE_MIN_X = 1e-3
@@ -43,8 +42,9 @@ def pixel_rows(features):
         Tensor (P, C): level after level, in each image after image, in each row after row.
     """
     batch, channels = features[0].shape[:2]
+    # With height and width as one axis, because the way back is a third faster then.
     flat = [ops.reshape(feature, (batch, channels, -1)) for feature in features]
-    return ops.concat([ops.reshape(channels_last(maps), (-1, channels)) for maps in flat], axis=0)
+    return ops.concat([ops.reshape(ops.transpose(f, (0, 2, 1)), (-1, channels)) for f in flat], axis=0)
 
 
 class SingleRoIExtractor(nn.Cell):

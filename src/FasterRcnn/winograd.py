@@ -3,20 +3,18 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from src.FasterRcnn.row_order import permute_rows
-
 # Outputs and inputs of a tile along one axis: F(4x4, 3x3) turns 6 x 6 pixels into 4 x 4.
 _OUT, _IN = 4, 6
 _VALUES = _IN * _IN
-# The points the polynomials are evaluated at, and infinity. Exact in binary, and the result's error is half that of the
-# usual 0, 1, -1, 2, -2 (Barabasz et al. 2020 on the choice of points).
+# Where polynomials are evaluated, besides infinity. The error is half that of the usual 0, 1, -1, 2, -2 (measured; on
+# the choice of points see Barabasz et al. 2020), and B and A below have no rounding in float32.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
-# Smaller maps gain less than the transforms cost; measured, see benchmarks/NOTES.md.
-_MIN_PIXELS = 24 * 40
+# Smaller maps gain little, whether of 64 channels or 512, and every use compiles longer; see benchmarks/NOTES.md.
+_MIN_PIXELS = 48 * 80
 
 
 def transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices of the Toom-Cook algorithm for a filter of 3 that yields 4 outputs.
+    """Matrices of the Toom-Cook algorithm for a filter of 3 that yields 4 outputs (Lavin & Gray 2016, section 3).
 
     With data d (6,) and filter g (3,), ``A.T @ ((G @ g) * (B.T @ d))`` is the correlation of both, (4,): a product of
     polynomials is the product of their values at 6 points, interpolated; here transposed.
@@ -31,15 +29,50 @@ def transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     data[:-1, :-1] = [np.poly(roots)[::-1] for roots in others]
     data[-1] = np.poly(points)[::-1]
     norms = np.array([np.prod(point - roots) for point, roots in zip(points, others, strict=True)])
-    weights = np.vstack([np.vander(points, 3, increasing=True) / norms[:, None], [0.0, 0.0, 1.0]])
+    filters = np.vstack([np.vander(points, 3, increasing=True) / norms[:, None], [0.0, 0.0, 1.0]])
     outputs = np.vstack([np.vander(points, _OUT, increasing=True), [0.0, 0.0, 0.0, 1.0]])
-    return data, weights, outputs.T
+    return data, filters, outputs.T
+
+
+class Conv3x3(nn.Conv2d):
+    """3x3 convolution of stride 1 with padding 1; parameters and results of ``nn.Conv2d``.
+
+    A tile of 6 x 6 pixels and the filter are each taken to 36 values, whose products, summed over channels, go back to
+    4 x 4 pixels: 36 multiplications instead of 144. Results differ from those of the plain convolution by about 1e-5 of
+    their spread, gradients too. Maps of fewer than 48 x 80 pixels, and those with a side that 4 does not divide, are
+    convolved plainly.
+
+    Args:
+        in_channels, out_channels (int): channels.
+        winograd (bool): compute as above, which pays on CPU; plainly otherwise.
+        has_bias (bool): add a bias per channel.
+        weight_init, bias_init: see ``nn.Conv2d``.
+
+    Inputs: x, Tensor (B, in_channels, H, W); float32, without ``winograd`` any floating type.
+    Outputs: Tensor (B, out_channels, H, W).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, winograd: bool = False, *, has_bias: bool = False,
+                 weight_init=None, bias_init=None):
+        super().__init__(in_channels, out_channels, 3, pad_mode="pad", padding=1, has_bias=has_bias,
+                         weight_init=weight_init, bias_init=bias_init)
+        self.winograd = winograd
+
+    def construct(self, x):
+        _, channels, height, width = x.shape
+        if not self.winograd or height % _OUT or width % _OUT or height * width < _MIN_PIXELS:
+            return super().construct(x)
+        filters = _TRANSFORM_FILTERS(_filter_transform(), ops.reshape(self.weight, (-1, 9)))
+        out = _CONVOLVE(x, ops.reshape(filters, (_VALUES, self.out_channels, channels)))
+        return self.bias_add(out, self.bias) if self.has_bias else out
 
 
 class _Convolution(nn.Cell):
-    """The algorithm itself, with its gradients written out, so that nothing but the inputs is kept for them.
+    """The algorithm on filters that are transformed already.
 
-    Inputs: x, Tensor (B, C, H, W), H and W divisible by 4; weights, Tensor (36, D, C), the transformed filters.
+    Its gradients are written out, so that only x is kept for them and not its 36 values per tile, 2.25 times as large.
+
+    Inputs: x, Tensor (B, C, H, W), H and W divisible by 4; filters, Tensor (36, D, C).
     Outputs: Tensor (B, D, H, W).
     """
 
@@ -49,7 +82,7 @@ class _Convolution(nn.Cell):
         self.data_transform = Tensor(np.einsum("ia,jb->ijab", data, data).reshape(-1, 1, _IN, _IN), mstype.float32)
         self.output_transform = Tensor(np.einsum("ai,bj->ijab", outputs, outputs).reshape(-1, 1, _OUT, _OUT),
                                        mstype.float32)
-        # Each transform and its transpose.
+        # Both transforms are convolutions of single channels with a tile's stride; below each, its transpose.
         self.from_pixels = ops.Conv2D(_VALUES, _IN, stride=_OUT, pad_mode="pad", pad=1)
         self.from_pixels_transposed = ops.Conv2DTranspose(_VALUES, _IN, stride=_OUT, pad_mode="pad", pad=1)
         self.to_pixels = ops.Conv2DTranspose(_VALUES, _OUT, stride=_OUT)
@@ -58,67 +91,56 @@ class _Convolution(nn.Cell):
         self.multiply_first_transposed = ops.BatchMatMul(transpose_a=True)
         self.multiply_second_transposed = ops.BatchMatMul(transpose_b=True)
 
-    def construct(self, x, weights):
-        return self.join(self.to_pixels, self.output_transform, self.multiply(weights, self.values(x)), x.shape)
+    def construct(self, x, filters):
+        values = self.split(self.from_pixels, self.data_transform, x)
+        return self.join(self.to_pixels, self.output_transform, self.multiply(filters, values), x.shape)
 
-    def bprop(self, x, weights, out, dout):
+    def bprop(self, x, filters, out, dout):
         products = self.split(self.to_pixels_transposed, self.output_transform, dout)
-        # Computed again, after the rest of the backward pass has come here: kept, they are 2.25 times as large as x.
-        values = self.values(ops.depend(x, products))
-        dweights = self.multiply_second_transposed(products, values)
-        dvalues = self.multiply_first_transposed(weights, products)
-        return self.join(self.from_pixels_transposed, self.data_transform, dvalues, x.shape), dweights
-
-    def values(self, x):
-        return self.split(self.from_pixels, self.data_transform, x)
+        # "depend" puts this behind the backward pass so far; the values of the forward pass would be kept otherwise.
+        values = self.split(self.from_pixels, self.data_transform, ops.depend(x, products))
+        dfilters = self.multiply_second_transposed(products, values)
+        dvalues = self.multiply_first_transposed(filters, products)
+        return self.join(self.from_pixels_transposed, self.data_transform, dvalues, x.shape), dfilters
 
     def split(self, convolve, transform, maps):
         """Every tile as 36 values: (B, C, H, W) to (36, C, B * tiles)."""
         batch, channels, height, width = maps.shape
         values = convolve(ops.reshape(maps, (-1, 1, height, width)), transform)
-        return ops.reshape(permute_rows(values, (batch, channels, _VALUES), (2, 1, 0)), (_VALUES, channels, -1))
+        return ops.reshape(_reverse_axes(values, batch, channels, _VALUES), (_VALUES, channels, -1))
 
     def join(self, convolve, transform, values, shape):
         """The way back: (36, C, B * tiles) to (B, C, H, W)."""
         batch, _, height, width = shape
         channels = values.shape[1]
-        values = ops.reshape(permute_rows(values, (_VALUES, channels, batch), (2, 1, 0)),
+        values = ops.reshape(_reverse_axes(values, _VALUES, channels, batch),
                              (-1, _VALUES, height // _OUT, width // _OUT))
         maps = convolve(values, transform, (batch * channels, 1, height, width))
         return ops.reshape(maps, (batch, channels, height, width))
 
 
-class Conv3x3(nn.Conv2d):
-    """3x3 convolution of stride 1 with padding 1; parameters and results of ``nn.Conv2d``.
+def _reverse_axes(x, first: int, second: int, third: int):
+    """Turn (first, second, third, T) into (third, second, first, T), returned as rows of T.
 
-    A tile of 6 x 6 pixels and the filter are each taken to 36 values, whose products, summed over channels, go back to
-    4 x 4 pixels: 36 multiplications instead of 144. Both ways are convolutions of single channels with fixed weights,
-    the products are 36 products of matrices, and the gradients follow from these. Results differ from those of
-    the plain convolution by about 1e-5 of their spread. Maps that are small or whose sides are not divisible by 4
-    are convolved plainly.
-
-    Args:
-        in_channels, out_channels (int): channels.
-        winograd (bool): compute large maps as above, which pays on CPU; plainly otherwise.
-        kwargs: ``has_bias``, ``weight_init`` and ``bias_init`` of ``nn.Conv2d``; without bias by default.
-
-    Inputs: x, Tensor (B, in_channels, H, W) float32.
-    Outputs: Tensor (B, out_channels, H, W).
+    ``ops.transpose`` would keep 8 bytes for every value it moves; this keeps a number per row.
     """
+    return ops.gather(ops.reshape(x, (first * second * third, -1)), _row_numbers(first, second, third), 0)
 
-    def __init__(self, in_channels: int, out_channels: int, winograd: bool = False, has_bias: bool = False,
-                 **kwargs):
-        super().__init__(in_channels, out_channels, 3, pad_mode="pad", padding=1, has_bias=has_bias, **kwargs)
-        self.winograd = winograd
-        _, weights, _ = transforms()
-        self.weight_transform = Tensor(np.kron(weights, weights), mstype.float32)
-        self.transform = ops.MatMul(transpose_b=True)
-        self.convolution = _Convolution()
 
-    def construct(self, x):
-        _, channels, height, width = x.shape
-        if not self.winograd or height % _OUT or width % _OUT or height * width < _MIN_PIXELS:
-            return super().construct(x)
-        weights = self.transform(self.weight_transform, ops.reshape(self.weight, (-1, 9)))
-        out = self.convolution(x, ops.reshape(weights, (_VALUES, self.out_channels, channels)))
-        return self.bias_add(out, self.bias) if self.has_bias else out
+@ops.constexpr
+def _row_numbers(first: int, second: int, third: int) -> Tensor:
+    """Where each row of :func:`_reverse_axes` comes from, int32."""
+    rows = np.arange(first * second * third).reshape(first, second, third)
+    return Tensor(rows.transpose(2, 1, 0).ravel(), mstype.int32)
+
+
+@ops.constexpr
+def _filter_transform() -> Tensor:
+    """G for both axes at once, (36, 9)."""
+    _, filters, _ = transforms()
+    return Tensor(np.kron(filters, filters), mstype.float32)
+
+
+# One for all convolutions: it has no state, and MindSpore reads the Python of each cell anew.
+_CONVOLVE = _Convolution()
+_TRANSFORM_FILTERS = ops.MatMul(transpose_b=True)

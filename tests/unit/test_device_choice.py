@@ -2,7 +2,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 from mindspore import dtype as mstype
 
 from src.FasterRcnn import build_detector
@@ -10,7 +10,7 @@ from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
 from src.network_define import TrainStep, build_optimizer
 from src.runtime import Device, init_device
-from tests.unit.FasterRcnn.small_detector import CANVAS, SETTINGS, config_of, randomise
+from tests.unit.FasterRcnn.small_detector import CANVAS, SETTINGS, config_of, randomise, winograd_everywhere
 
 
 def config_for(target, *flags):
@@ -66,6 +66,12 @@ TARGETS = ("CPU", "GPU", "Ascend")
 HEIGHT, WIDTH = CANVAS
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _winograd_everywhere():
+    with winograd_everywhere():
+        yield
+
+
 def detector_for(target):
     """The small detector as it is built for a device, always with the same weights."""
     return randomise(build_detector(config_of(**SETTINGS, device_target=target)), seed=1)
@@ -113,6 +119,15 @@ def test_operator_of_roi_align():
     """Ascend and GPU take MindSpore's own operator, the CPU the sparse product."""
     names = {target: type(detector_for(target).roi_align.pool).__name__ for target in TARGETS}
     assert names["GPU"] == names["Ascend"] == "_NativeRoIAlign" != names["CPU"]
+
+
+def test_convolutions():
+    """The CPU alone computes 3x3 convolutions of stride 1 by Winograd's algorithm, and all of them."""
+    for target in TARGETS:
+        cells = [cell for _, cell in detector_for(target).cells_and_names() if isinstance(cell, nn.Conv2d)]
+        chosen = [cell for cell in cells if (cell.kernel_size, cell.stride) == ((3, 3), (1, 1))]
+        assert len(chosen) == 6                        # a block of the first stage, four levels, the RPN
+        assert {cell.winograd for cell in chosen} == {target == "CPU"}
 
 
 def test_detections_on_gpu(graph_mode, batch):

@@ -1,11 +1,13 @@
 """A small detector, and the same detector in numpy: what the tests of the whole and of its ONNX graph compare with."""
 import dataclasses
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
+import pytest
 
 from src.convert_checkpoint import META_CLASSES, write_checkpoint
-from src.FasterRcnn import build_detector
+from src.FasterRcnn import build_detector, winograd
 from src.model_utils.config import load_config
 from tests.unit.FasterRcnn import reference
 from tests.unit.FasterRcnn.reference import NumpyNet, tensor
@@ -143,6 +145,14 @@ class NumpyDetector:
         rpn_loss = SETTINGS["rpn_loss_cls_weight"] * parts[0] + SETTINGS["rpn_loss_reg_weight"] * parts[1]
         rcnn_loss = SETTINGS["rcnn_loss_cls_weight"] * parts[2] + SETTINGS["rcnn_loss_reg_weight"] * parts[3]
         return rpn_loss, rcnn_loss, *parts
+
+
+@contextmanager
+def winograd_everywhere():
+    """Compute small maps' convolutions as large ones, so that these tests see what large canvases run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "_MIN_PIXELS", 0)
+        yield
 
 
 def random_images(seed):

@@ -18,11 +18,18 @@ from tests.unit.FasterRcnn.small_detector import (
     config_of,
     random_images,
     randomise,
+    winograd_everywhere,
 )
 
 BACKBONES = ("resnet_v1.5_50", "resnet_v1_50", "resnet_v1_101", "resnet_v1_152")
 NUM_GTS = 128
 LOSSES = ("rpn_loss", "rcnn_loss", "rpn_cls_loss", "rpn_reg_loss", "rcnn_cls_loss", "rcnn_reg_loss")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _winograd_everywhere():
+    with winograd_everywhere():
+        yield
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
