@@ -40,9 +40,10 @@ def _parts(peer: str) -> Iterator[tuple[str, str, list[Contender]]]:
     side = MATRIX_SIDE
     yield "matrix_product", f"matrix product {side}", [_ours("matrix_product", side=side),
                                                        _peer(peer, "matrix_product", side=side)]
-    convolutions = [_ours("convolution"), _peer(peer, "convolution")]
+    convolutions = [_ours("convolution", winograd=True), _peer(peer, "convolution"),
+                    _ours("convolution", name="nn.Conv2d", winograd=False)]
     if "avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
-        convolutions.append(_ours("convolution", name="default instruction set", environment={
+        convolutions.append(_ours("convolution", name="default instruction set", winograd=False, environment={
             "ONEDNN_MAX_CPU_ISA": "DEFAULT"}))
     yield "convolution", "convolution 3x3, 256 channels, 192x320", convolutions
     roi = {"height": 768, "width": 1280, "num_rois": 1024}
@@ -102,7 +103,8 @@ def as_table(results: list[dict]) -> str:
     lines = ["| what | who | median s | spread s | ours / this | first run s | peak GiB | GFLOP/s | of the limit |",
              "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for result in results:
-        # Operations are those of the network, whoever counts them.
+        # Operations are those of the definition, whoever counts them. Winograd's convolutions need fewer, so that ours
+        # may pass the limit.
         gflop = next((row["notes"]["gflop"] for row in result["rows"] if "gflop" in row["notes"]), None)
         for row in result["rows"]:
             rate = gflop / row["median_s"] if gflop else None
