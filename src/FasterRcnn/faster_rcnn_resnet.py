@@ -135,5 +135,4 @@ def _build_rpn(config, level_anchors, canvas_size, coder, winograd) -> RPN:
     assign = BboxAssignSample(np.concatenate(level_anchors), canvas_size, coder, config.num_expected_pos,
                               config.num_expected_neg, config.pos_iou_thr, config.neg_iou_thr, config.min_pos_iou,
                               seed=config.seed)
-    return RPN(config.rpn_in_channels, config.rpn_feat_channels, config.num_anchors, assign,
-               winograd)
+    return RPN(config.rpn_in_channels, config.rpn_feat_channels, config.num_anchors, assign, winograd)

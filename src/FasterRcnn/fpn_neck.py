@@ -25,8 +25,7 @@ class FeatPyramidNeck(nn.Cell):
         ValueError: fewer outputs than inputs.
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int,
-                 winograd: bool = False):
+    def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int, winograd: bool = False):
         super().__init__()
         if num_outs < len(in_channels):
             raise ValueError(f"num_outs is {num_outs}, expected at least {len(in_channels)}, the number of inputs")
