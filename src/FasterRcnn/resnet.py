@@ -13,29 +13,47 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
     """
     if kernel_size == 3 and stride == 1:
         return Conv3x3(in_channels, out_channels, winograd, weight_init="he_normal")
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, pad_mode="pad",
-                     padding=kernel_size // 2, has_bias=False, weight_init="he_normal")
+    return _Conv2d(in_channels, out_channels, kernel_size, stride=stride, pad_mode="pad", padding=kernel_size // 2,
+                   has_bias=False, weight_init="he_normal")
+
+
+def batch_norm(num_features: int, norm_eval: bool, gamma_init: str = "ones") -> nn.BatchNorm2d:
+    """Batch normalisation; ``norm_eval`` fixes its statistics in training too, see :class:`FixedBatchNorm`."""
+    return (FixedBatchNorm if norm_eval else BatchNorm)(num_features, gamma_init)
+
+
+class _Conv2d(nn.Conv2d):
+    """Convolution without bias. The parent asks each of them whether it has one, which takes time to compile."""
+
+    def construct(self, x):
+        return self.conv2d(x, self.weight)
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation, eps 1e-5, whose statistics may be fixed.
+    """Batch normalisation, eps 1e-5.
 
-    ``norm_eval`` fixes the running mean and variance also in training (gamma and beta still learn), as fine-tuning
-    a detector with small batches needs. MindSpore's momentum is the weight of the OLD statistics: 0.9 here is 0.1 in
-    other frameworks.
+    MindSpore's momentum is the weight of the OLD statistics: 0.9 here is 0.1 in other frameworks.
 
     Args:
         num_features (int): channels.
-        norm_eval (bool): use the running statistics in training too.
         gamma_init (str): initial scale, "ones" or "zeros".
     """
 
-    def __init__(self, num_features: int, norm_eval: bool, gamma_init: str = "ones"):
-        super().__init__(num_features, eps=1e-5, momentum=0.9, gamma_init=gamma_init,
-                         use_batch_statistics=False if norm_eval else None)
+    def __init__(self, num_features: int, gamma_init: str = "ones"):
+        super().__init__(num_features, eps=1e-5, momentum=0.9, gamma_init=gamma_init)
         # Statistics follow the data, no optimiser updates them.
         self.moving_mean.requires_grad = False
         self.moving_variance.requires_grad = False
+
+
+class FixedBatchNorm(BatchNorm):
+    """Batch normalisation by the running mean and variance also in training; gamma and beta still learn.
+
+    Fine-tuning a detector with small batches needs it.
+    """
+
+    def construct(self, x):
+        return self.bn_infer(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0]
 
 
 class ResidualBlock(nn.Cell):
@@ -46,7 +64,7 @@ class ResidualBlock(nn.Cell):
         out_channels (int): channels out, a multiple of 4; the bottleneck has a quarter.
         stride (int): 1 or 2.
         down_sample (bool): project the shortcut with a strided 1x1 convolution; needed when shapes change.
-        norm_eval (bool): see :class:`BatchNorm`.
+        norm_eval (bool): see :func:`batch_norm`.
         winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
 
     Inputs: x, Tensor (B, in_channels, H, W).
@@ -61,17 +79,17 @@ class ResidualBlock(nn.Cell):
         width = out_channels // 4
         first, second = (stride, 1) if self.stride_on_first else (1, stride)
         self.conv1 = conv(in_channels, width, 1, first)
-        self.bn1 = BatchNorm(width, norm_eval)
+        self.bn1 = batch_norm(width, norm_eval)
         self.conv2 = conv(width, width, 3, second, winograd)
-        self.bn2 = BatchNorm(width, norm_eval)
+        self.bn2 = batch_norm(width, norm_eval)
         self.conv3 = conv(width, out_channels, 1)
         # A block starts as its shortcut (Goyal et al. 2017, section 5.1): gradients of the first layers stay small.
-        self.bn3 = BatchNorm(out_channels, norm_eval, gamma_init="zeros")
+        self.bn3 = batch_norm(out_channels, norm_eval, gamma_init="zeros")
         self.relu = nn.ReLU()
         self.down_sample = down_sample
         if down_sample:
             self.conv_down_sample = conv(in_channels, out_channels, 1, stride)
-            self.bn_down_sample = BatchNorm(out_channels, norm_eval)
+            self.bn_down_sample = batch_norm(out_channels, norm_eval)
 
     def construct(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
@@ -89,7 +107,7 @@ class ResNetFea(nn.Cell):
         layer_nums (Sequence[int]): blocks per stage, e.g. (3, 4, 6, 3) for ResNet-50.
         in_channels, out_channels (Sequence[int]): channels into and out of each stage.
         frozen_stages (int): -1 fixes nothing, 0 the stem, k the stem and the first k stages.
-        norm_eval (bool): see :class:`BatchNorm`; fixed stages never update their statistics.
+        norm_eval (bool): see :func:`batch_norm`; fixed stages never update their statistics.
         stem_pool_pad (str): padding of the stem's max pool, "same" (right and bottom only, as the published
             weights were trained) or "symmetric" (one pixel on every side, as PyTorch projects do).
         winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
@@ -104,7 +122,7 @@ class ResNetFea(nn.Cell):
         super().__init__()
         self.frozen_stages = frozen_stages
         self.conv1 = conv(3, 64, 7, 2)
-        self.bn1 = BatchNorm(64, norm_eval or frozen_stages >= 0)
+        self.bn1 = batch_norm(64, norm_eval or frozen_stages >= 0)
         self.relu = nn.ReLU()
         pool = {"same": {"pad_mode": "same"}, "symmetric": {"pad_mode": "pad", "padding": 1}}[stem_pool_pad]
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, **pool)

@@ -59,11 +59,11 @@ class Conv3x3(nn.Conv2d):
         self.winograd = winograd
 
     def construct(self, x):
-        _, channels, height, width = x.shape
-        if not self.winograd or height % _OUT or width % _OUT or height * width < _MIN_PIXELS:
-            return super().construct(x)
-        filters = _TRANSFORM_FILTERS(_filter_transform(), ops.reshape(self.weight, (-1, 9)))
-        out = _CONVOLVE(x, ops.reshape(filters, (_VALUES, self.out_channels, channels)))
+        if _pays(self.winograd, x.shape):
+            filters = _TRANSFORM_FILTERS(_filter_transform(), ops.reshape(self.weight, (-1, 9)))
+            out = _CONVOLVE(x, ops.reshape(filters, (_VALUES, self.out_channels, self.in_channels)))
+        else:
+            out = self.conv2d(x, self.weight)
         return self.bias_add(out, self.bias) if self.has_bias else out
 
 
@@ -125,6 +125,13 @@ def _reverse_axes(x, first: int, second: int, third: int):
     ``ops.transpose`` would keep 8 bytes for every value it moves; this keeps a number per row.
     """
     return ops.gather(ops.reshape(x, (first * second * third, -1)), _row_numbers(first, second, third), 0)
+
+
+@ops.constexpr
+def _pays(winograd: bool, shape: tuple[int, ...]) -> bool:
+    """Whether maps (B, C, H, W) are convolved by the algorithm. One question: each takes time to compile."""
+    height, width = shape[2:]
+    return winograd and height % _OUT == 0 and width % _OUT == 0 and height * width >= _MIN_PIXELS
 
 
 @ops.constexpr
