@@ -3,6 +3,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
+from src.FasterRcnn.rows import reorder_rows
+
 # Outputs and inputs of a tile along one axis: F(4x4, 3x3) turns 6 x 6 pixels into 4 x 4.
 _OUT, _IN = 4, 6
 _VALUES = _IN * _IN
@@ -107,24 +109,16 @@ class _Convolution(nn.Cell):
         """Every tile as 36 values: (B, C, H, W) to (36, C, B * tiles)."""
         batch, channels, height, width = maps.shape
         values = convolve(ops.reshape(maps, (-1, 1, height, width)), transform)
-        return ops.reshape(_reverse_axes(values, batch, channels, _VALUES), (_VALUES, channels, -1))
+        return ops.reshape(reorder_rows(values, (batch, channels, _VALUES), (2, 1, 0)), (_VALUES, channels, -1))
 
     def join(self, convolve, transform, values, shape):
         """The way back: (36, C, B * tiles) to (B, C, H, W)."""
         batch, _, height, width = shape
         channels = values.shape[1]
-        values = ops.reshape(_reverse_axes(values, _VALUES, channels, batch),
-                             (-1, _VALUES, height // _OUT, width // _OUT))
+        values = reorder_rows(values, (_VALUES, channels, batch), (2, 1, 0))
+        values = ops.reshape(values, (-1, _VALUES, height // _OUT, width // _OUT))
         maps = convolve(values, transform, (batch * channels, 1, height, width))
         return ops.reshape(maps, (batch, channels, height, width))
-
-
-def _reverse_axes(x, first: int, second: int, third: int):
-    """Turn (first, second, third, T) into (third, second, first, T), returned as rows of T.
-
-    ``ops.transpose`` would keep 8 bytes for every value it moves; this keeps a number per row.
-    """
-    return ops.gather(ops.reshape(x, (first * second * third, -1)), _row_numbers(first, second, third), 0)
 
 
 @ops.constexpr
@@ -132,13 +126,6 @@ def _pays(winograd: bool, shape: tuple[int, ...]) -> bool:
     """Whether maps (B, C, H, W) are convolved by the algorithm. One question: each takes time to compile."""
     height, width = shape[2:]
     return winograd and height % _OUT == 0 and width % _OUT == 0 and height * width >= _MIN_PIXELS
-
-
-@ops.constexpr
-def _row_numbers(first: int, second: int, third: int) -> Tensor:
-    """Where each row of :func:`_reverse_axes` comes from, int32."""
-    rows = np.arange(first * second * third).reshape(first, second, third)
-    return Tensor(rows.transpose(2, 1, 0).ravel(), mstype.int32)
 
 
 @ops.constexpr

@@ -18,7 +18,7 @@ OPTIONAL_PACKAGES = {"onnxruntime", "onnx", "moxing", "matplotlib", "tensorboard
 # Modules about ONNX alone: they may import it at their top, so nobody may import them there.
 ONNX_MODULES = {"src.onnx_graph", "src.onnx_quantize"}
 # The parts of the detector that the stages are built of.
-BASICS = {"target_assign", "box_ops", "anchor_generator", "counting", "winograd"}
+BASICS = {"target_assign", "box_ops", "anchor_generator", "counting", "rows", "winograd"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MAX_LINES = 50
 
