@@ -1,7 +1,9 @@
 """ResNet-50/101/152 backbone; the residual block is passed in, because two kinds differ in where the stride sits."""
 from collections.abc import Sequence
 
-from mindspore import nn, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore import dtype as mstype
 
 from src.FasterRcnn.winograd import Conv3x3
 
@@ -28,6 +30,11 @@ class _Conv2d(nn.Conv2d):
     def construct(self, x):
         return self.conv2d(x, self.weight)
 
+    def folded(self, x, fold):
+        """Convolution and batch norm in one; ``fold`` is the method of the :class:`FixedBatchNorm` behind this."""
+        weight, shift = fold(self.weight)
+        return self.bias_add(self.conv2d(x, weight), shift)
+
 
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation, eps 1e-5.
@@ -52,8 +59,31 @@ class FixedBatchNorm(BatchNorm):
     Fine-tuning a detector with small batches needs it.
     """
 
+    def __init__(self, num_features: int, gamma_init: str = "ones"):
+        super().__init__(num_features, gamma_init)
+        self.zeros = Tensor(np.zeros(num_features), mstype.float32)
+        self.zero_pixel = Tensor(np.zeros((1, num_features, 1, 1)), mstype.float32)
+
     def construct(self, x):
         return self.bn_infer(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0]
+
+    def fold(self, weight):
+        """Weight and bias of the convolution that does the work of one with ``weight`` and of this norm behind it.
+
+        For training: the gradients of the two alone need the convolution's result, those of the folded one do not, and
+        memory for it is saved. Learnt are weight, gamma and beta as before.
+
+        Args:
+            weight (Tensor): (num_features, C, K, K).
+
+        Returns:
+            Tensors of the weight's shape and (num_features,).
+        """
+        # The operator itself scales the weights: a product with broadcasting would keep 64-bit indices of all of them.
+        rows = ops.reshape(weight, (1, weight.shape[0], -1, 1))
+        scaled = self.bn_infer(rows, self.gamma, self.zeros, self.zeros, self.moving_variance)[0]
+        shift = self.construct(self.zero_pixel)
+        return ops.reshape(scaled, weight.shape), ops.reshape(shift, (-1,))
 
 
 class ResidualBlock(nn.Cell):
@@ -66,6 +96,8 @@ class ResidualBlock(nn.Cell):
         down_sample (bool): project the shortcut with a strided 1x1 convolution; needed when shapes change.
         norm_eval (bool): see :func:`batch_norm`.
         winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
+        fold_norms (bool): in training, compute the widest convolutions and the norms behind them in one; needs
+            ``norm_eval``. The same numbers but for rounding, less memory.
 
     Inputs: x, Tensor (B, in_channels, H, W).
     Outputs: Tensor (B, out_channels, H / stride, W / stride).
@@ -74,8 +106,9 @@ class ResidualBlock(nn.Cell):
     stride_on_first = False
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, down_sample: bool, norm_eval: bool,
-                 winograd: bool = False):
+                 winograd: bool = False, fold_norms: bool = False):
         super().__init__()
+        self.fold_norms = fold_norms
         width = out_channels // 4
         first, second = (stride, 1) if self.stride_on_first else (1, stride)
         self.conv1 = conv(in_channels, width, 1, first)
@@ -94,8 +127,12 @@ class ResidualBlock(nn.Cell):
     def construct(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        shortcut = self.bn_down_sample(self.conv_down_sample(x)) if self.down_sample else x
+        if self.fold_norms and self.training:
+            out = self.conv3.folded(out, self.bn3.fold)
+            shortcut = self.conv_down_sample.folded(x, self.bn_down_sample.fold) if self.down_sample else x
+        else:
+            out = self.bn3(self.conv3(out))
+            shortcut = self.bn_down_sample(self.conv_down_sample(x)) if self.down_sample else x
         return self.relu(out + shortcut)
 
 
@@ -110,7 +147,8 @@ class ResNetFea(nn.Cell):
         norm_eval (bool): see :func:`batch_norm`; fixed stages never update their statistics.
         stem_pool_pad (str): padding of the stem's max pool, "same" (right and bottom only, as the published
             weights were trained) or "symmetric" (one pixel on every side, as PyTorch projects do).
-        winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
+        winograd (bool): compute as the CPU likes it, see :class:`src.FasterRcnn.winograd.Conv3x3`; fixed norms of
+            stages that learn are then folded in training, see :class:`ResidualBlock`.
 
     Inputs: image, Tensor (B, 3, H, W), normalised.
     Outputs: tuple of four Tensors C2..C5 (B, out_channels[i], H / 4 / 2**i, W / 4 / 2**i).
@@ -128,7 +166,9 @@ class ResNetFea(nn.Cell):
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, **pool)
         stages = [
             self._make_stage(block, layer_nums[i], in_channels[i], out_channels[i], stride=1 if i == 0 else 2,
-                             norm_eval=norm_eval or frozen_stages > i, winograd=winograd)
+                             norm_eval=norm_eval or frozen_stages > i, winograd=winograd,
+                             # A fixed stage keeps nothing for its gradients anyway.
+                             fold_norms=winograd and norm_eval and frozen_stages <= i)
             for i in range(4)
         ]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
@@ -136,10 +176,11 @@ class ResNetFea(nn.Cell):
 
     @staticmethod
     def _make_stage(block: type, num_blocks: int, in_channels: int, out_channels: int, stride: int,
-                    norm_eval: bool, winograd: bool) -> nn.SequentialCell:
+                    norm_eval: bool, winograd: bool, fold_norms: bool) -> nn.SequentialCell:
         """One stage: a projecting block, then num_blocks - 1 plain ones."""
-        first = block(in_channels, out_channels, stride, True, norm_eval, winograd)
-        rest = [block(out_channels, out_channels, 1, False, norm_eval, winograd) for _ in range(num_blocks - 1)]
+        options = {"norm_eval": norm_eval, "winograd": winograd, "fold_norms": fold_norms}
+        first = block(in_channels, out_channels, stride, True, **options)
+        rest = [block(out_channels, out_channels, 1, False, **options) for _ in range(num_blocks - 1)]
         return nn.SequentialCell([first, *rest])
 
     def _freeze(self, stem: Sequence[nn.Cell], stages: Sequence[nn.Cell]) -> None:

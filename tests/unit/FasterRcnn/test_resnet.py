@@ -164,3 +164,34 @@ def test_initial_weights_are_he_normal():
         if "bn" in name:
             one = name.endswith(("gamma", "moving_variance")) and not name.endswith("bn3.gamma")
             assert np.all(values == one), name
+
+
+class _WeightedSum(ms.nn.Cell):
+    def __init__(self, block):
+        super().__init__(auto_prefix=False)     # the block's parameters keep their names
+        self.block = block
+
+    def construct(self, x, weights):
+        return (self.block(x) * weights).sum()
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("stride, down_sample", [(2, True), (1, False)])
+def test_folded_norms_change_neither_values_nor_gradients(kind, stride, down_sample):
+    """In training only; a gamma of 0, which blocks begin with, has its gradient too."""
+    rng = np.random.default_rng(49)
+    x, weights = tensor(rng.normal(size=(2, 12, 10, 12))), tensor(rng.normal(size=(2, 12, 10 // stride, 12 // stride)))
+    results = []
+    for fold in (False, True):
+        block = randomise(BLOCKS[kind](12, 12, stride, down_sample, True, fold_norms=fold), 47).set_train()
+        block.bn3.gamma.set_data(tensor([0.0, *block.bn3.gamma.asnumpy()[1:]]))
+        value, (to_x, to_params) = ms.value_and_grad(_WeightedSum(block).set_train(), 0, block.trainable_params())(
+            x, weights)
+        results.append([value, to_x, *to_params])
+    net = NumpyNet(block)
+    expected = (net.block(x.asnumpy(), "", stride, kind == "v1") * weights.asnumpy()).sum()
+    np.testing.assert_allclose(float(results[1][0]), expected, rtol=1e-3)
+    for plain, folded in zip(*results, strict=True):
+        largest = np.abs(plain.asnumpy()).max()
+        assert largest > 0
+        np.testing.assert_allclose(folded.asnumpy(), plain.asnumpy(), atol=1e-5 * largest)
