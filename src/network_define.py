@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mindspore import Parameter, Tensor, nn, ops
-from mindspore import dtype as mstype
+from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
 from src.compile_cache import compile_once
@@ -15,6 +14,7 @@ from src.convert_checkpoint import META_BACKBONE, META_CLASSES, write_checkpoint
 from src.files import cannot_write, remove_partial_files
 from src.lr_schedule import learning_rates
 from src.model_utils.errors import UserError
+from src.optimizer import Optimizer, build_optimizer
 from src.runtime import Device
 
 LOGGER = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ PLAIN_LINES_PER_EPOCH = 10
 
 
 class TrainStep(nn.Cell):
-    """One step: losses, gradients, optional clipping, update.
+    """One step: losses, gradients, optional clipping, update. All but the update is one compiled graph.
 
     Args:
         network (Cell): a detector; its first two outputs are summed to the loss that is minimised.
@@ -40,7 +40,7 @@ class TrainStep(nn.Cell):
     Outputs: the network's six losses, float32 scalars.
     """
 
-    def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, loss_scale: float = 1.0,
+    def __init__(self, network: nn.Cell, optimizer: Optimizer, loss_scale: float = 1.0,
                  clip_norm: float | None = None, num_devices: int = 1):
         super().__init__(auto_prefix=False)
         self.network = network
@@ -50,7 +50,13 @@ class TrainStep(nn.Cell):
         self.reduce = nn.DistributedGradReducer(optimizer.parameters, True, num_devices) if num_devices > 1 else None
         self.loss_and_gradients = ops.value_and_grad(self.scaled_loss, None, optimizer.parameters, has_aux=True)
 
+    def __call__(self, *batch) -> tuple[Tensor, ...]:
+        losses, gradients = super().__call__(*batch)
+        self.optimizer(gradients)
+        return losses
+
     def construct(self, *batch):
+        """The losses, and the gradients that the optimiser takes."""
         (_, losses), gradients = self.loss_and_gradients(*batch)
         if self.reduce is not None:
             gradients = self.reduce(gradients)
@@ -58,7 +64,7 @@ class TrainStep(nn.Cell):
             gradients = ops.HyperMap()(ops.partial(_scale_gradient, 1.0 / self.loss_scale), gradients)
         if self.clip_norm is not None:
             gradients = ops.clip_by_global_norm(gradients, self.clip_norm)
-        return ops.depend(losses, self.optimizer(gradients))
+        return losses, gradients
 
     def scaled_loss(self, *batch):
         """The scaled sum that is minimised, and the six losses."""
@@ -68,41 +74,6 @@ class TrainStep(nn.Cell):
 
 def _scale_gradient(factor, gradient):
     return gradient * ops.cast(factor, gradient.dtype)
-
-
-def build_optimizer(config, network: nn.Cell, rates: Sequence[float]) -> nn.Optimizer:
-    """The configured optimiser over the network's trainable parameters.
-
-    Args:
-        config (Config): ``opt_type`` "sgd" or "adam", ``momentum``, ``weight_decay``.
-        network (Cell): a detector.
-        rates (Sequence[float]): learning rate of every step.
-
-    Returns:
-        Optimizer
-    """
-    params, rates = network.trainable_params(), Tensor(rates, mstype.float32)
-    if config.opt_type == "adam":
-        return nn.Adam(params, learning_rate=rates, weight_decay=config.weight_decay)
-    return SGD(params, rates, config.momentum, config.weight_decay)
-
-
-class SGD(nn.SGD):
-    """Gradient descent with momentum, whose operator also applies the weight decay.
-
-    The parent adds the decay to each gradient by two operators of its own, which take as long to compile as the update
-    and another pass over all weights. As there, scales and shifts of batch norms do not decay.
-
-    Args:
-        params (Sequence[Parameter]): what is updated.
-        rates (Tensor): learning rate of every step.
-        momentum (float): from 0.
-        weight_decay (float): factor on the weights, added to their gradients; from 0.
-    """
-
-    def __init__(self, params: Sequence[Parameter], rates: Tensor, momentum: float, weight_decay: float):
-        super().__init__(params, learning_rate=rates, momentum=momentum)
-        self.opt = tuple(ops.SGD(weight_decay=weight_decay if decays else 0.0) for decays in self.decay_flags)
 
 
 def build_step(network: nn.Cell, config, rates: Sequence[float], device: Device) -> TrainStep:

@@ -8,7 +8,8 @@ from mindspore import dtype as mstype
 from src.FasterRcnn import build_detector
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
-from src.network_define import TrainStep, build_optimizer
+from src.network_define import TrainStep
+from src.optimizer import build_optimizer
 from src.runtime import Device, init_device
 from tests.unit.FasterRcnn.small_detector import CANVAS, SETTINGS, config_of, randomise, winograd_everywhere
 

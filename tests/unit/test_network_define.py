@@ -21,15 +21,14 @@ from src.convert_checkpoint import load_detector, read_checkpoint, write_checkpo
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
 from src.network_define import (
-    SGD,
     Checkpoints,
     LossLog,
     TrainStep,
-    build_optimizer,
     build_step,
     check_start,
     train,
 )
+from src.optimizer import SGD, build_optimizer
 from src.runtime import Device
 from tests.helpers import REPO_ROOT
 
