@@ -96,13 +96,17 @@ class Nms(nn.Cell):
     def __init__(self, iou_thr: float):
         super().__init__()
         self.nms_with_mask = ops.NMSWithMask(iou_thr)
+        self.join = ops.Concat(axis=1)
 
     def construct(self, boxes):
-        num_boxes = boxes.shape[0]
         # The operator sorts by score and its order among equal scores is arbitrary; ranks keep ours.
-        rank = Tensor(np.arange(num_boxes, 0, -1).reshape(-1, 1), mstype.float32)
-        _, _, keep = self.nms_with_mask(ops.concat((boxes, rank), axis=1))
-        return keep
+        return self.nms_with_mask(self.join((boxes, _ranks(boxes.shape[0]))))[2]
+
+
+@ops.constexpr
+def _ranks(count: int) -> Tensor:
+    """count .. 1, (count, 1) float32."""
+    return Tensor(np.arange(count, 0, -1).reshape(-1, 1), mstype.float32)
 
 
 class ClassAwareNms(nn.Cell):

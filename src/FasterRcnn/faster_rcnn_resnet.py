@@ -87,7 +87,7 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         if self.on_cpu:
             pixels = pixel_rows(features)
             rpn_cls_loss, rpn_reg_loss = self.rpn_with_loss.losses_at_samples(features, pixels, gt_boxes, gt_valid)
-            logits, deltas = self.rpn_with_loss([ops.stop_gradient(feature) for feature in features])
+            logits, deltas = self.rpn_with_loss(ops.stop_gradient(features))
         else:
             pixels = None
             logits, deltas = self.rpn_with_loss(features)

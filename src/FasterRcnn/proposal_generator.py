@@ -34,37 +34,47 @@ class Proposal(nn.Cell):
     def __init__(self, level_anchors: Sequence[np.ndarray], coder: BoxCoder, nms_pre: int, max_num: int,
                  nms_iou_thr: float):
         super().__init__()
-        self.level_anchors = [Tensor(anchors, mstype.float32) for anchors in level_anchors]
-        self.coder = coder
-        self.nms_pre = nms_pre
+        sizes = [len(anchors) for anchors in level_anchors]
+        self.counts = [min(nms_pre, size) for size in sizes]
+        self.available = min(max_num, sum(self.counts))
         self.max_num = max_num
+        self.anchors = Tensor(np.concatenate(level_anchors), mstype.float32)
+        # Where the level of each chosen box begins among all anchors.
+        self.first_anchor = Tensor(np.repeat(np.cumsum([0, *sizes[:-1]]), self.counts), mstype.int32)
+        self.coder = coder
         self.nms = Nms(nms_iou_thr)
         self.top_k = ops.TopK(sorted=True)
+        self.join = ops.Concat(axis=1)
 
     def construct(self, logits, deltas):
-        boxes, scores = (), ()
-        for level in range(len(self.level_anchors)):
-            level_boxes, level_scores = self.best_of_level(self.level_anchors[level], logits[level], deltas[level])
-            boxes = boxes + (level_boxes,)
-            scores = scores + (level_scores,)
-        boxes, scores = ops.concat(boxes, axis=1), ops.concat(scores, axis=1)
-        available = min(self.max_num, scores.shape[1])
-        best, index = self.top_k(scores, available)
+        scores, index = (), ()
+        for level in range(len(self.counts)):
+            # Ranked by logits: float32 sigmoids of large ones are equal.
+            best, chosen = self.top_k(ops.cast(logits[level], mstype.float32), self.counts[level])
+            scores = scores + (best,)
+            index = index + (chosen,)
+        scores, index = self.join(scores), self.join(index) + self.first_anchor
+        deltas = ops.cast(take_rows(self.join(deltas), index), mstype.float32)
+        boxes = self.coder.decode(ops.gather(self.anchors, index, 0), deltas)
+        scores = ops.where(self.suppress(boxes), scores, SUPPRESSED)
+        best, index = self.top_k(scores, self.available)
         mask = best > SUPPRESSED
         boxes = ops.where(ops.expand_dims(mask, 2), take_rows(boxes, index), 0.0)
-        if available < self.max_num:
-            padding = self.max_num - available
+        if self.available < self.max_num:
+            padding = self.max_num - self.available
             boxes = ops.Pad(((0, 0), (0, padding), (0, 0)))(boxes)
             mask = ops.Pad(((0, 0), (0, padding)))(ops.cast(mask, mstype.float32)) > 0
         return ops.stop_gradient(boxes), ops.stop_gradient(mask)
 
-    def best_of_level(self, anchors, logits, deltas):
-        """Boxes (B, k, 4) and logits (B, k) of one level, best first; suppressed boxes have logit SUPPRESSED."""
-        batch, num_anchors = logits.shape
-        # Ranked by logits: float32 sigmoids of large ones are equal.
-        best, index = self.top_k(ops.cast(logits, mstype.float32), min(self.nms_pre, num_anchors))
-        deltas = ops.cast(take_rows(deltas, index), mstype.float32)
-        boxes = self.coder.decode(ops.gather(anchors, index, 0), deltas)
-        # No operator suppresses a batch at once, and one over all images would need the square of their boxes.
-        keep = ops.stack([self.nms(boxes[image]) for image in range(batch)], axis=0)
-        return boxes, ops.where(keep, best, SUPPRESSED)
+    def suppress(self, boxes):
+        """Which boxes stay, (B, K) bool, of boxes (B, K, 4), level after level, in each level best first.
+
+        No operator suppresses a batch at once, and one over all images would need the square of their boxes.
+        """
+        keep = ()
+        for image in range(boxes.shape[0]):
+            start = 0
+            for count in self.counts:
+                keep = keep + (self.nms(ops.reshape(ops.slice(boxes, (image, start, 0), (1, count, 4)), (count, 4))),)
+                start += count
+        return ops.reshape(ops.Concat()(keep), boxes.shape[:2])

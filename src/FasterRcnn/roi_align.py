@@ -42,7 +42,18 @@ def pixel_rows(features):
     Returns:
         Tensor (P, C): level after level, in each image after image, in each row after row.
     """
-    return ops.Concat(0)([_PIXELS_FIRST(feature) for feature in features])
+    rows = ()
+    for feature in features:
+        rows = rows + (_PIXELS_FIRST(feature),)
+    return ops.Concat()(rows)
+
+
+def map_sizes(features):
+    """Height and width of each of the feature maps (B, C, H_l, W_l), a tuple of pairs."""
+    sizes = ()
+    for feature in features:
+        sizes = sizes + (feature.shape[2:],)
+    return sizes
 
 
 class _PixelsFirst(nn.Cell):
@@ -198,20 +209,10 @@ class _SparseRoIAlign(nn.Cell):
 
         Column numbers stay below 2**24 (165 images of 768 x 1280), where float32 counts exactly.
         """
-        levels = ops.expand_dims(levels, 2)
-        zero = ops.zeros_like(ops.cast(levels, mstype.float32))
-        height, width, scale, first_pixel = zero, zero, zero, zero
-        image = ops.reshape(count_up(batch), (batch, 1, 1))
-        offset = 0
-        for level in range(len(features)):
-            _, _, rows, cols = features[level].shape
-            here = ops.cast(levels == level, mstype.float32)
-            height = height + here * rows
-            width = width + here * cols
-            scale = scale + here * (1.0 / self.strides[level])
-            first_pixel = first_pixel + here * ops.cast(offset + image * (rows * cols), mstype.float32)
-            offset += batch * rows * cols
-        return height, width, scale, first_pixel
+        geometry = ops.gather(_maps(map_sizes(features), self.strides, batch), levels, 0)
+        height, width, scale, first_pixel, map_size = ops.Split(2, 5)(geometry)
+        image = ops.cast(ops.reshape(count_up(batch), (batch, 1, 1)), mstype.float32)
+        return height, width, scale, first_pixel + image * map_size
 
     def axis_taps(self, begin, end, scale, size):
         """Pixels and weights along one axis.
@@ -235,6 +236,16 @@ class _SparseRoIAlign(nn.Cell):
         weight = ops.stack((inside * (1 - fraction), inside * fraction), axis=-1) * self.sample_weight
         shape = (*begin.shape[:2], self.out_size * self.num_taps)
         return ops.reshape(pixel, shape), ops.reshape(weight, shape)
+
+
+@ops.constexpr
+def _maps(sizes: Sequence[tuple[int, int]], strides: Sequence[int], batch: int) -> Tensor:
+    """Height, width, scale, first row in :func:`pixel_rows` and size of each level's map, (levels, 5) float32."""
+    rows, first = [], 0
+    for (height, width), stride in zip(sizes, strides, strict=True):
+        rows.append((height, width, 1.0 / stride, first, height * width))
+        first += batch * height * width
+    return Tensor(rows, mstype.float32)
 
 
 class SparseProduct(nn.Cell):

@@ -1,11 +1,14 @@
 """Region proposal network: its head, shared by all levels, and its losses."""
+from collections.abc import Sequence
+
+import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import Normal
 
 from src.FasterRcnn.bbox_assign_sample import BboxAssignSample
 from src.FasterRcnn.counting import count_up
-from src.FasterRcnn.roi_align import SparseProduct, entries_of
+from src.FasterRcnn.roi_align import SparseProduct, entries_of, map_sizes
 from src.FasterRcnn.target_assign import take_rows
 from src.FasterRcnn.winograd import Conv3x3
 
@@ -75,31 +78,40 @@ class CellPatches(nn.Cell):
     def __init__(self):
         super().__init__()
         self.product = SparseProduct()
-        self.offset_y = Tensor([-1, -1, -1, 0, 0, 0, 1, 1, 1], mstype.int32)
-        self.offset_x = Tensor([-1, 0, 1, -1, 0, 1, -1, 0, 1], mstype.int32)
 
     def construct(self, pixels, cells, sizes):
         batch, num_cells = cells.shape
-        image = ops.reshape(count_up(batch), (batch, 1))
-        zero = ops.zeros_like(cells)
-        first_cell, first_pixel, height, width = zero, zero, zero, zero
-        start = 0
-        for rows, cols in sizes:
-            here = ops.cast(ops.logical_and(cells >= start, cells < start + rows * cols), mstype.int32)
-            first_cell = first_cell + here * start
-            first_pixel = first_pixel + here * (start * batch + image * (rows * cols))
-            height, width = height + here * rows, width + here * cols
-            start += rows * cols
-        row = (cells - first_cell) // width
-        column = cells - first_cell - row * width
-        y, x = ops.expand_dims(row, 2) + self.offset_y, ops.expand_dims(column, 2) + self.offset_x
-        first_pixel, height, width = [ops.expand_dims(each, 2) for each in (first_pixel, height, width)]
-        inside = ops.logical_and(ops.logical_and(y >= 0, y < height), ops.logical_and(x >= 0, x < width))
-        inside = ops.cast(inside, mstype.int32)
-        columns = ops.reshape((first_pixel + y * width + x) * inside, (-1, 1))
-        inside = ops.cast(ops.reshape(inside, (-1,)), pixels.dtype)
-        patches = self.product(entries_of(columns), inside, pixels, columns.shape[0])
+        image = ops.reshape(count_up(batch), (batch, 1, 1))
+        neighbours, map_size = _neighbours(sizes, batch)
+        # Negative beyond the map in every image.
+        columns = ops.gather(neighbours, cells, 0) + image * ops.gather(map_size, cells, 0)
+        columns = ops.reshape(columns, (-1, 1))
+        inside = ops.cast(columns >= 0, pixels.dtype)
+        patches = self.product(entries_of(ops.relu(columns)), ops.reshape(inside, (-1,)), pixels, columns.shape[0])
         return ops.reshape(patches, (batch * num_cells, 9, pixels.shape[1]))
+
+
+@ops.constexpr
+def _neighbours(sizes: Sequence[tuple[int, int]], batch: int) -> tuple[Tensor, Tensor]:
+    """For each cell the rows that its 3 x 3 pixels of the first image have in ``pixel_rows``, and its map's size.
+
+    Args:
+        sizes (Sequence[tuple[int, int]]): height and width of each level's map.
+        batch (int): images.
+
+    Returns:
+        Tensors (cells, 9) and (cells, 1), int32; of pixels beyond the map the first is negative and stays so when the
+        second is added for every image.
+    """
+    neighbours, map_sizes, first = [], [], 0
+    for height, width in sizes:
+        rows = np.full((height + 2, width + 2), -batch * height * width)
+        rows[1:-1, 1:-1] = first + np.arange(height * width).reshape(height, width)
+        windows = np.lib.stride_tricks.sliding_window_view(rows, (3, 3))
+        neighbours.append(windows.reshape(-1, 9))
+        map_sizes.append(np.full((height * width, 1), height * width))
+        first += batch * height * width
+    return Tensor(np.concatenate(neighbours), mstype.int32), Tensor(np.concatenate(map_sizes), mstype.int32)
 
 
 class RPN(nn.Cell):
@@ -111,7 +123,7 @@ class RPN(nn.Cell):
         winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
 
     Inputs: features, tuple of Tensor (B, in_channels, H_l, W_l).
-    Outputs: tuples of logits (B, N_l) and of deltas (B, N_l, 4), one entry per level; float32.
+    Outputs: tuples of logits (B, N_l) and of deltas (B, N_l, 4), one entry per level.
     """
 
     # Where the smooth L1 of the deltas turns from square to linear, as published.
@@ -131,9 +143,8 @@ class RPN(nn.Cell):
         logits, deltas = (), ()
         for feature in features:
             level_logits, level_deltas = head(feature)
-            # float16 has too few logits to rank 200,000 anchors.
-            logits = logits + (ops.cast(level_logits, mstype.float32),)
-            deltas = deltas + (ops.cast(level_deltas, mstype.float32),)
+            logits = logits + (level_logits,)
+            deltas = deltas + (level_deltas,)
         return logits, deltas
 
     def losses(self, logits, deltas, gt_boxes, gt_valid):
@@ -172,7 +183,7 @@ class RPN(nn.Cell):
         index, num_pos = targets[0], targets[3].shape[1]
         batch, num_samples = index.shape
         cells = index // self.num_anchors
-        patches = self.cell_patches(pixels, cells, [feature.shape[2:] for feature in features])
+        patches = self.cell_patches(pixels, cells, map_sizes(features))
         logits, deltas = self.rpn_convs_list[0].at_cells(patches)
         anchor = ops.reshape(index - cells * self.num_anchors, (batch * num_samples, 1))
         logits = ops.reshape(ops.gather_elements(logits, 1, anchor), (batch, num_samples))

@@ -70,13 +70,19 @@ class RandomSample(nn.Cell):
     def construct(self, candidates):
         keys = self.uniform(candidates.shape) + 1.0
         keys = keys * ops.cast(candidates, mstype.float32)
-        available = min(self.count, candidates.shape[1])
+        available = _smaller(self.count, candidates.shape[1])
         key, index = self.top_k(keys, available)
         index = ops.cast(index, mstype.int32)
         if available < self.count:
             padding = ((0, 0), (0, self.count - available))
             key, index = ops.Pad(padding)(key), ops.Pad(padding)(index)
         return index, key > 0
+
+
+@ops.constexpr
+def _smaller(first: int, second: int) -> int:
+    """``min``, which is written in Python and takes long to compile."""
+    return min(first, second)
 
 
 class PosNegSample(nn.Cell):
@@ -97,6 +103,7 @@ class PosNegSample(nn.Cell):
         super().__init__()
         self.num_neg = num_neg
         self.num_total = num_total
+        self.join = ops.Concat(axis=1)
         self.sample_pos = RandomSample(num_pos, seed)
         self.sample_neg = RandomSample(num_neg, seed + 1)
 
@@ -107,9 +114,8 @@ class PosNegSample(nn.Cell):
         room = ops.expand_dims(self.num_total - num_pos, 1)
         slot = ops.cast(count_up(self.num_neg), mstype.float32)
         is_neg = ops.logical_and(is_neg, slot < room)
-        index = ops.concat((pos_index, neg_index), axis=1)
-        pos_mask = ops.concat((is_pos, ops.zeros_like(is_neg)), axis=1)
-        return index, pos_mask, ops.concat((is_pos, is_neg), axis=1)
+        pos_mask = self.join((is_pos, ops.zeros_like(is_neg)))
+        return self.join((pos_index, neg_index)), pos_mask, self.join((is_pos, is_neg))
 
 
 def take_rows(rows, index):
