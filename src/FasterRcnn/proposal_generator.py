@@ -45,6 +45,7 @@ class Proposal(nn.Cell):
         self.nms = Nms(nms_iou_thr)
         self.top_k = ops.TopK(sorted=True)
         self.join = ops.Concat(axis=1)
+        self.slice = ops.Slice()
 
     def construct(self, logits, deltas):
         scores, index = (), ()
@@ -75,6 +76,7 @@ class Proposal(nn.Cell):
         for image in range(boxes.shape[0]):
             start = 0
             for count in self.counts:
-                keep = keep + (self.nms(ops.reshape(ops.slice(boxes, (image, start, 0), (1, count, 4)), (count, 4))),)
+                level_boxes = ops.reshape(self.slice(boxes, (image, start, 0), (1, count, 4)), (count, 4))
+                keep = keep + (self.nms(level_boxes),)
                 start += count
         return ops.reshape(ops.Concat()(keep), boxes.shape[:2])

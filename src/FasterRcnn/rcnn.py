@@ -54,7 +54,7 @@ class Rcnn(nn.Cell):
         self.shared_fc_1 = DenseInOut(hidden, hidden, XavierUniform())
         self.cls_scores = DenseInOut(hidden, num_classes, Normal(0.01))
         self.reg_scores = DenseInOut(hidden, self.num_boxes * 4, Normal(0.01))
-        self.relu = nn.ReLU()
+        self.relu = ops.ReLU()
 
     def construct(self, pooled):
         x = ops.reshape(pooled, (pooled.shape[0], -1))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
+from mindspore.ops.functional import tuple_getitem
 
 from src.FasterRcnn.winograd import Conv3x3
 
@@ -30,10 +31,13 @@ class _Conv2d(nn.Conv2d):
     def construct(self, x):
         return self.conv2d(x, self.weight)
 
-    def folded(self, x, fold):
-        """Convolution and batch norm in one; ``fold`` is the method of the :class:`FixedBatchNorm` behind this."""
-        weight, shift = fold(self.weight)
-        return self.bias_add(self.conv2d(x, weight), shift)
+    def folded(self, x, norm):
+        """Convolution and the :class:`FixedBatchNorm` behind it in one.
+
+        For training: the gradients of the two alone need the convolution's result, those of one convolution with scaled
+        weights and a bias do not, and memory for it is saved. Learnt are weight, gamma and beta as before.
+        """
+        return self.bias_add(self.conv2d(x, norm.scaled(self.weight)), norm.shift())
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -65,25 +69,18 @@ class FixedBatchNorm(BatchNorm):
         self.zero_pixel = Tensor(np.zeros((1, num_features, 1, 1)), mstype.float32)
 
     def construct(self, x):
-        return self.bn_infer(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0]
+        return tuple_getitem(self.bn_infer(x, self.gamma, self.beta, self.moving_mean, self.moving_variance), 0)
 
-    def fold(self, weight):
-        """Weight and bias of the convolution that does the work of one with ``weight`` and of this norm behind it.
-
-        For training: the gradients of the two alone need the convolution's result, those of the folded one do not, and
-        memory for it is saved. Learnt are weight, gamma and beta as before.
-
-        Args:
-            weight (Tensor): (num_features, C, K, K).
-
-        Returns:
-            Tensors of the weight's shape and (num_features,).
-        """
+    def scaled(self, weight):
+        """The weight (num_features, C, K, K) of a convolution in front, times what this norm multiplies by."""
         # The operator itself scales the weights: a product with broadcasting would keep 64-bit indices of all of them.
         rows = ops.reshape(weight, (1, weight.shape[0], -1, 1))
-        scaled = self.bn_infer(rows, self.gamma, self.zeros, self.zeros, self.moving_variance)[0]
-        shift = self.construct(self.zero_pixel)
-        return ops.reshape(scaled, weight.shape), ops.reshape(shift, (-1,))
+        scaled = tuple_getitem(self.bn_infer(rows, self.gamma, self.zeros, self.zeros, self.moving_variance), 0)
+        return ops.reshape(scaled, weight.shape)
+
+    def shift(self):
+        """What this norm adds, (num_features,)."""
+        return ops.reshape(self.construct(self.zero_pixel), (-1,))
 
 
 class ResidualBlock(nn.Cell):
@@ -118,7 +115,7 @@ class ResidualBlock(nn.Cell):
         self.conv3 = conv(width, out_channels, 1)
         # A block starts as its shortcut (Goyal et al. 2017, section 5.1): gradients of the first layers stay small.
         self.bn3 = batch_norm(out_channels, norm_eval, gamma_init="zeros")
-        self.relu = nn.ReLU()
+        self.relu = ops.ReLU()
         self.down_sample = down_sample
         if down_sample:
             self.conv_down_sample = conv(in_channels, out_channels, 1, stride)
@@ -128,8 +125,8 @@ class ResidualBlock(nn.Cell):
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         if self.fold_norms and self.training:
-            out = self.conv3.folded(out, self.bn3.fold)
-            shortcut = self.conv_down_sample.folded(x, self.bn_down_sample.fold) if self.down_sample else x
+            out = self.conv3.folded(out, self.bn3)
+            shortcut = self.conv_down_sample.folded(x, self.bn_down_sample) if self.down_sample else x
         else:
             out = self.bn3(self.conv3(out))
             shortcut = self.bn_down_sample(self.conv_down_sample(x)) if self.down_sample else x
@@ -161,7 +158,7 @@ class ResNetFea(nn.Cell):
         self.frozen_stages = frozen_stages
         self.conv1 = conv(3, 64, 7, 2)
         self.bn1 = batch_norm(64, norm_eval or frozen_stages >= 0)
-        self.relu = nn.ReLU()
+        self.relu = ops.ReLU()
         pool = {"same": {"pad_mode": "same"}, "symmetric": {"pad_mode": "pad", "padding": 1}}[stem_pool_pad]
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, **pool)
         stages = [

@@ -56,11 +56,34 @@ def map_sizes(features):
     return sizes
 
 
-class _PixelsFirst(nn.Cell):
-    """A row per pixel instead of a map per channel.
+class _Turn(nn.Cell):
+    """Swap the last two axes, the first of which is short.
 
-    ``ops.transpose`` keeps 8 bytes for every value that it moves. A matrix product with the identity turns groups of
-    channels without, and faster; then their rows are interleaved. A value that is not finite spreads over its group.
+    ``ops.transpose`` keeps 8 bytes for every value that it moves. A matrix product with the identity does not, and is
+    faster. A value that is not finite spreads over the short axis.
+
+    Inputs: x, Tensor (N, short, long).
+    Outputs: Tensor (N, long, short).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.turn = ops.BatchMatMul(transpose_a=True)
+        self.turn_back = ops.BatchMatMul(transpose_b=True)
+
+    def construct(self, x):
+        return self.turn(x, _identities(x.shape[0], x.shape[1]))
+
+    def bprop(self, x, out, dout):
+        return (self.back(dout),)
+
+    def back(self, turned):
+        """(N, long, short) to (N, short, long)."""
+        return self.turn_back(_identities(turned.shape[0], turned.shape[2]), turned)
+
+
+class _PixelsFirst(nn.Cell):
+    """A row per pixel instead of a map per channel: groups of channels are turned, then their rows are interleaved.
 
     Inputs: feature, Tensor (B, C, H, W).
     Outputs: Tensor (B * H * W, C).
@@ -68,25 +91,19 @@ class _PixelsFirst(nn.Cell):
 
     GROUP = 32
 
-    def __init__(self):
-        super().__init__()
-        self.turn = ops.BatchMatMul(transpose_a=True)
-        self.turn_back = ops.BatchMatMul(transpose_b=True)
-
     def construct(self, feature):
         batch, channels, height, width = feature.shape
         group = self.GROUP if channels % self.GROUP == 0 else channels
-        maps = ops.reshape(feature, (-1, group, height * width))
-        rows = self.turn(maps, _identities(maps.shape[0], group))
+        rows = _TURN(ops.reshape(feature, (-1, group, height * width)))
         rows = reorder_rows(rows, (batch, channels // group, height * width), (0, 2, 1))
         return ops.reshape(rows, (-1, channels))
 
     def bprop(self, feature, out, dout):
+        """The way back; the gradient of a gather would not know that its rows are all different."""
         batch, channels, height, width = feature.shape
         group = self.GROUP if channels % self.GROUP == 0 else channels
         rows = reorder_rows(dout, (batch, height * width, channels // group), (0, 2, 1))
-        rows = ops.reshape(rows, (-1, height * width, group))
-        return (ops.reshape(self.turn_back(_identities(rows.shape[0], group), rows), feature.shape),)
+        return (ops.reshape(_TURN.back(ops.reshape(rows, (-1, height * width, group))), feature.shape),)
 
 
 @ops.constexpr
@@ -186,8 +203,7 @@ class _SparseRoIAlign(nn.Cell):
         columns, weights = self.taps(rois, levels, features)
         pooled = self.product(entries_of(columns), ops.reshape(weights, (-1,)), pixels, columns.shape[0])
         pooled = ops.reshape(pooled, (batch * num_rois, self.out_size * self.out_size, channels))
-        return ops.reshape(ops.transpose(pooled, (0, 2, 1)),
-                           (batch * num_rois, channels, self.out_size, self.out_size))
+        return ops.reshape(_TURN(pooled), (batch * num_rois, channels, self.out_size, self.out_size))
 
     def taps(self, rois, levels, features):
         """Columns and weights of all samples: (B * R * bins, taps * taps), int32 and float32."""
@@ -284,5 +300,6 @@ def entries_of(columns):
     return ops.stack((ops.reshape(rows, (-1,)), ops.reshape(columns, (-1,))), axis=1)
 
 
-# One for all maps: it has no state, and MindSpore reads the Python of each cell anew.
+# One for all: they have no state, and MindSpore reads the Python of each cell anew.
+_TURN = _Turn()
 _PIXELS_FIRST = _PixelsFirst()

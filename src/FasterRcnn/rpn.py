@@ -36,7 +36,7 @@ class RpnRegClsBlock(nn.Cell):
         super().__init__()
         init = {"has_bias": True, "weight_init": Normal(0.01), "bias_init": "zeros"}
         self.rpn_conv = Conv3x3(in_channels, feat_channels, winograd, **init)
-        self.relu = nn.ReLU()
+        self.relu = ops.ReLU()
         self.rpn_cls = nn.Conv2d(feat_channels, num_anchors, 1, pad_mode="valid", **init)
         self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1, pad_mode="valid", **init)
 

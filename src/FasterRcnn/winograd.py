@@ -102,7 +102,8 @@ class _Convolution(nn.Cell):
         # "depend" puts this behind the backward pass so far; the values of the forward pass would be kept otherwise.
         values = self.split(self.from_pixels, self.data_transform, ops.depend(x, products))
         dfilters = self.multiply_second_transposed(products, values)
-        dvalues = self.multiply_first_transposed(filters, products)
+        # And this behind that, or both would be in memory at once.
+        dvalues = self.multiply_first_transposed(filters, ops.depend(products, dfilters))
         return self.join(self.from_pixels_transposed, self.data_transform, dvalues, x.shape), dfilters
 
     def split(self, convolve, transform, maps):
