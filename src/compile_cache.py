@@ -21,7 +21,7 @@ from src.model_utils.config import Config, graph_settings
 
 LOGGER = logging.getLogger(__name__)
 
-# Graphs that stay; of more, those not used for longest go. One takes 7 MB at 256x320.
+# Graphs that stay; of more, those not used for longest go. One takes 16 MB at 256x320.
 MAX_GRAPHS = 20
 # Our folders, finished or not; others in the same place are the user's.
 _NAME = re.compile(r"(\.partial-\d+-)?[0-9a-f]{32}")

@@ -103,15 +103,15 @@ def _neighbours(sizes: Sequence[tuple[int, int]], batch: int) -> tuple[Tensor, T
         Tensors (cells, 9) and (cells, 1), int32; of pixels beyond the map the first is negative and stays so when the
         second is added for every image.
     """
-    neighbours, map_sizes, first = [], [], 0
+    neighbours, areas, first = [], [], 0
     for height, width in sizes:
         rows = np.full((height + 2, width + 2), -batch * height * width)
         rows[1:-1, 1:-1] = first + np.arange(height * width).reshape(height, width)
         windows = np.lib.stride_tricks.sliding_window_view(rows, (3, 3))
         neighbours.append(windows.reshape(-1, 9))
-        map_sizes.append(np.full((height * width, 1), height * width))
+        areas.append(np.full((height * width, 1), height * width))
         first += batch * height * width
-    return Tensor(np.concatenate(neighbours), mstype.int32), Tensor(np.concatenate(map_sizes), mstype.int32)
+    return Tensor(np.concatenate(neighbours), mstype.int32), Tensor(np.concatenate(areas), mstype.int32)
 
 
 class RPN(nn.Cell):

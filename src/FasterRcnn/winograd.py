@@ -102,7 +102,7 @@ class _Convolution(nn.Cell):
         # "depend" puts this behind the backward pass so far; the values of the forward pass would be kept otherwise.
         values = self.split(self.from_pixels, self.data_transform, ops.depend(x, products))
         dfilters = self.multiply_second_transposed(products, values)
-        # And this behind that, or both would be in memory at once.
+        # And the next behind these, or both pairs of large arrays would be in memory at once.
         dvalues = self.multiply_first_transposed(filters, ops.depend(products, dfilters))
         return self.join(self.from_pixels_transposed, self.data_transform, dvalues, x.shape), dfilters
 

@@ -273,24 +273,30 @@ def test_the_loss_is_scaled_where_float16_may_be(config, target, loss_scale):
     assert step.loss_scale == loss_scale
 
 
-@pytest.mark.parametrize("loss_scale", [1.0, 256.0])
-def test_adam(config, loss_scale):
-    """Kingma & Ba 2015 with beta 0.9 and 0.999, epsilon 1e-8."""
-    samples, rates = samples_of(3, seed=4), [0.1, 0.2, 0.05]
-    network = TinyDetector()
-    config = dataclasses.replace(config, opt_type="adam", weight_decay=0.0)
-    step = TrainStep(network, build_optimizer(config, network, rates), loss_scale)
-    step.set_train()
-    steps_of(step, samples)
+def numpy_adam(samples, rates, weight_decay):
+    """Kingma & Ba 2015 with beta 0.9 and 0.999, epsilon 1e-8; the decay of the weight is part of its gradient."""
     params, means, squares = [WEIGHT.astype(float), BIAS.astype(float)], [0.0, 0.0], [0.0, 0.0]
     for t, ((x, aim), rate) in enumerate(zip(samples, rates, strict=True), start=1):
-        for k, gradient in enumerate(numpy_gradients(*params, x, aim)):
+        weight_gradient, bias_gradient = numpy_gradients(*params, x, aim)
+        for k, gradient in enumerate((weight_gradient + weight_decay * params[0], bias_gradient)):
             means[k] = 0.9 * means[k] + 0.1 * gradient
             squares[k] = 0.999 * squares[k] + 0.001 * gradient ** 2
             root = np.sqrt(squares[k] / (1 - 0.999 ** t))
             params[k] = params[k] - rate * means[k] / (1 - 0.9 ** t) / (root + 1e-8)
-    np.testing.assert_allclose(network.weight.asnumpy(), params[0], rtol=1e-4)
-    np.testing.assert_allclose(network.bias.asnumpy(), params[1], rtol=1e-4)
+    return params
+
+
+@pytest.mark.parametrize("loss_scale, weight_decay", [(1.0, 0.0), (256.0, 0.0), (1.0, 0.5)])
+def test_adam(config, loss_scale, weight_decay):
+    samples, rates = samples_of(3, seed=4), [0.1, 0.2, 0.05]
+    network = ShiftDetector()       # its bias does not decay
+    config = dataclasses.replace(config, opt_type="adam", weight_decay=weight_decay)
+    step = TrainStep(network, build_optimizer(config, network, rates), loss_scale)
+    step.set_train()
+    steps_of(step, samples)
+    weight, bias = numpy_adam(samples, rates, weight_decay)
+    np.testing.assert_allclose(network.weight.asnumpy(), weight, rtol=1e-4)
+    np.testing.assert_allclose(network.bias.asnumpy(), bias, rtol=1e-4)
 
 
 class NormDetector(nn.Cell):
