@@ -28,6 +28,8 @@ PLAIN_LINES_PER_EPOCH = 10
 class TrainStep(nn.Cell):
     """One step: losses, gradients, optional clipping, update. All but the update is one compiled graph.
 
+    For calls from Python: inside another graph there would be no update.
+
     Args:
         network (Cell): a detector; its first two outputs are summed to the loss that is minimised.
         optimizer (Optimizer): updates its parameters.

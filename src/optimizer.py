@@ -1,4 +1,4 @@
-"""Optimisers whose operators run one by one, behind the compiled graph: inside it they would compile 3 s longer."""
+"""Optimisers whose operators run one by one, behind the compiled graph: inside it they compile for 2 to 3 s."""
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,7 +65,7 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam (Kingma & Ba 2015, algorithm 1) with their constants; decay is added to the gradients.
+    """Adam (Kingma & Ba 2015, the cheaper order at the end of section 2); their constants, decay added to gradients.
 
     Args:
         params, rates, weight_decay: see :class:`Optimizer`.

@@ -69,7 +69,7 @@ class FixedBatchNorm(BatchNorm):
         self.zero_pixel = Tensor(np.zeros((1, num_features, 1, 1)), mstype.float32)
 
     def construct(self, x):
-        # Not [0], which is a small graph of its own and as long to compile as the norm.
+        # Not [0], which is a small graph of its own to compile, for each of 53 norms.
         return tuple_getitem(self.bn_infer(x, self.gamma, self.beta, self.moving_mean, self.moving_variance), 0)
 
     def scaled(self, weight):

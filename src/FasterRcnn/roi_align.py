@@ -109,7 +109,7 @@ class _PixelsFirst(nn.Cell):
 @ops.constexpr
 def _identities(count: int, size: int) -> Tensor:
     """So many identity matrices, (count, size, size): the operator does not repeat one."""
-    return Tensor(np.tile(np.eye(size), (count, 1, 1)), mstype.float32)
+    return Tensor(np.tile(np.eye(size, dtype=np.float32), (count, 1, 1)))
 
 
 class SingleRoIExtractor(nn.Cell):

@@ -123,7 +123,8 @@ class RPN(nn.Cell):
         winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
 
     Inputs: features, tuple of Tensor (B, in_channels, H_l, W_l).
-    Outputs: tuples of logits (B, N_l) and of deltas (B, N_l, 4), one entry per level.
+    Outputs: tuples of logits (B, N_l) and of deltas (B, N_l, 4), one entry per level; float16
+        on Ascend, float32 elsewhere.
     """
 
     # Where the smooth L1 of the deltas turns from square to linear, as published.

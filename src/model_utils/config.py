@@ -256,11 +256,17 @@ class _Optimiser:
     momentum: float
     sgd_momentum: float
     weight_decay: float
+    epoch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gradients:
+    """Batches, gradients, seed"""
+
     loss_scale: float
     grad_clip: bool
     grad_clip_norm: float
     batch_size: int
-    epoch_size: int
     seed: int
 
 
@@ -329,7 +335,7 @@ class _ModelArts:
 
 GROUPS = (_Data, _Canvas, _Backbone, _FeaturePyramid, _Anchors, _RegionProposalNetwork, _AnchorTargets,
           _TrainingProposals, _EvaluationProposals, _BoxTargets, _RoiAlign, _BoxHead, _Detections, _Optimiser,
-          _Checkpoints, _Evaluation, _Export, _Device, _ModelArts)
+          _Gradients, _Checkpoints, _Evaluation, _Export, _Device, _ModelArts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,8 +393,8 @@ def key_types() -> dict[str, Any]:
 
 
 def graph_settings(config: Config) -> dict[str, Any]:
-    """Keys and values that the compiled network depends on; paths, data and what is done with results are left out."""
-    others = (_Data, _Checkpoints, _Evaluation, _Export, _Device, _ModelArts)
+    """Keys and values that the compiled network depends on; paths, data, updates and results are left out."""
+    others = (_Data, _Optimiser, _Checkpoints, _Evaluation, _Export, _Device, _ModelArts)
     return {key: getattr(config, key) for group in GROUPS if group not in others for key in group.__annotations__}
 
 

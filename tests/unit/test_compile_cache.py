@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from src.model_utils.config import graph_settings, load_config
 from tests.helpers import REPO_ROOT
 
 PROGRAM = """
@@ -117,6 +118,15 @@ def test_other_settings_and_inputs_have_a_graph_of_their_own(run, tmp_path, othe
     assert result == expected
     assert said.startswith("kept the compiled graph")
     assert len(graphs(tmp_path)) == 2
+
+
+def test_the_graph_depends_on_gradients_but_not_on_updates():
+    """Optimisers stand behind the graph."""
+    def settings(flag):
+        return graph_settings(load_config([flag]))
+    usual = settings("--device_target=CPU")
+    assert settings("--base_lr=0.5") == settings("--opt_type=adam") == settings("--epoch_size=3") == usual
+    assert usual not in (settings("--grad_clip=True"), settings("--loss_scale=2"), settings("--seed=2"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph", None])

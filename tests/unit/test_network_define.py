@@ -313,7 +313,7 @@ class NormDetector(nn.Cell):
 
 def test_batch_norm_statistics_move_once_a_step():
     network = NormDetector()
-    step = TrainStep(network, nn.SGD(network.trainable_params(), 0.1))
+    step = TrainStep(network, SGD(network.trainable_params(), [0.1], 0.0, 0.0))
     step.set_train()
     step(*batch_of(np.float32([1.0, -3.0]), np.float32([0.0, 0.0])))
     np.testing.assert_allclose(network.norm.moving_mean.asnumpy(), [0.1, -0.3], rtol=1e-5)
