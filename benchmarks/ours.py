@@ -151,7 +151,7 @@ def convolution(winograd: bool, num_threads: int):
     from src.FasterRcnn.winograd import Conv3x3
     rng = np.random.default_rng(0)
     image = Tensor(rng.normal(size=(1, 256, 192, 320)).astype(np.float32))
-    network = Conv3x3(256, 256, winograd, weight_init="ones")
+    network = Conv3x3(256, 256, winograd=winograd, weight_init="ones")
     return lambda: network(image).asnumpy(), {"gflop": 2e-9 * 9 * 256 * 256 * 192 * 320}
 
 

@@ -55,13 +55,15 @@ class SGD(Optimizer):
         self.momentum = Tensor(momentum, mstype.float32)
         self.rules = [ops.SGD(weight_decay=decay) for decay in self.decays]
         self.accum = self.parameters.clone(prefix="accum", init="zeros")
-        self.stat = self.parameters.clone(prefix="stat", init="ones")       # where v is still empty
+        # Where v would be empty, which it is not: it starts at 0. Read alone, so one for all parameters of a shape.
+        empty = {parameter.shape: ops.zeros(parameter.shape, mstype.float32) for parameter in self.parameters}
+        self.empty = [empty[parameter.shape] for parameter in self.parameters]
 
     def update(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
         """One operator per parameter, which adds the decay too."""
-        for rule, parameter, gradient, accum, stat in zip(self.rules, self.parameters, gradients, self.accum,
-                                                          self.stat, strict=True):
-            rule(parameter, gradient, rate, accum, self.momentum, stat)
+        for rule, parameter, gradient, accum, empty in zip(self.rules, self.parameters, gradients, self.accum,
+                                                          self.empty, strict=True):
+            rule(parameter, gradient, rate, accum, self.momentum, empty)
 
 
 class Adam(Optimizer):

@@ -36,7 +36,8 @@ class FeatPyramidNeck(nn.Cell):
                       bias_init="zeros")
             for channels in in_channels])
         self.fpn_convs_list = nn.CellList([
-            Conv3x3(out_channels, out_channels, winograd, has_bias=True, weight_init=XavierUniform(), bias_init="zeros")
+            Conv3x3(out_channels, out_channels, winograd=winograd, has_bias=True, weight_init=XavierUniform(),
+                    bias_init="zeros")
             for _ in in_channels])
         self.subsample = nn.MaxPool2d(kernel_size=1, stride=2)
         self.add_upsampled = _AddUpsampled()

@@ -12,10 +12,10 @@ from src.FasterRcnn.winograd import Conv3x3
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, winograd: bool = False) -> nn.Conv2d:
     """Convolution without bias, padded so that stride 1 keeps the size, He-normal weights (He et al. 2015).
 
-    ``winograd``: see :class:`src.FasterRcnn.winograd.Conv3x3`; other kernels and strides do not know it.
+    ``winograd``: see :class:`src.FasterRcnn.winograd.Conv3x3`; other kernels do not know it.
     """
-    if kernel_size == 3 and stride == 1:
-        return Conv3x3(in_channels, out_channels, winograd, weight_init="he_normal")
+    if kernel_size == 3:
+        return Conv3x3(in_channels, out_channels, stride, winograd, weight_init="he_normal")
     return _Conv2d(in_channels, out_channels, kernel_size, stride=stride, pad_mode="pad", padding=kernel_size // 2,
                    has_bias=False, weight_init="he_normal")
 

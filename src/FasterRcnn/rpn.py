@@ -35,7 +35,7 @@ class RpnRegClsBlock(nn.Cell):
     def __init__(self, in_channels: int, feat_channels: int, num_anchors: int, winograd: bool = False):
         super().__init__()
         init = {"has_bias": True, "weight_init": Normal(0.01), "bias_init": "zeros"}
-        self.rpn_conv = Conv3x3(in_channels, feat_channels, winograd, **init)
+        self.rpn_conv = Conv3x3(in_channels, feat_channels, winograd=winograd, **init)
         self.relu = ops.ReLU()
         self.rpn_cls = nn.Conv2d(feat_channels, num_anchors, 1, pad_mode="valid", **init)
         self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1, pad_mode="valid", **init)

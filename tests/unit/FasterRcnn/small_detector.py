@@ -151,7 +151,7 @@ class NumpyDetector:
 def winograd_everywhere():
     """Compute small maps' convolutions as large ones, so that these tests see what large canvases run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd, "_MIN_PIXELS", 0)
+        patch.setattr(winograd, "_MIN_OUTPUTS", 0)
         yield
 
 

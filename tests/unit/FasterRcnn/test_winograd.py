@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from mindspore import ParameterTuple, Tensor, nn, ops
 
-from src.FasterRcnn.winograd import Conv3x3, transforms
+from src.FasterRcnn.winograd import Conv3x3, toom_cook, transforms
 from tests.unit.FasterRcnn import reference
 from tests.unit.FasterRcnn.reference import tensor
 from tests.unit.FasterRcnn.small_detector import winograd_everywhere
@@ -25,14 +25,14 @@ class Gradients(nn.Cell):
         return self.grad(self.cell, self.params)(x, factors)
 
 
-def gradients(x, weight, factors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def gradients(x, weight, factors, stride) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the sum of out * factors: every pixel and weight collects what it was multiplied with."""
     height, width = x.shape[2:]
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
     dx_padded, dweight = np.zeros_like(padded), np.zeros(weight.shape)
     for dy in range(3):
         for dx in range(3):
-            here = np.s_[:, :, dy:dy + height, dx:dx + width]
+            here = np.s_[:, :, dy:dy + height:stride, dx:dx + width:stride]
             dx_padded[here] += np.einsum("bohw,oc->bchw", factors.astype(np.float64), weight[:, :, dy, dx])
             dweight[:, :, dy, dx] = np.einsum("bohw,bchw->oc", factors, padded[here])
     return dx_padded[:, :, 1:-1, 1:-1], dweight, factors.astype(np.float64).sum((0, 2, 3))
@@ -44,13 +44,14 @@ def small_maps_too():
         yield
 
 
-def random_case(seed, batch, channels, out_channels, height, width):
+def random_case(seed, batch, channels, out_channels, height, width, stride=1):
+    """A convolution, an input, and factors of its outputs."""
     rng = np.random.default_rng(seed)
-    cell = Conv3x3(channels, out_channels, winograd=True, has_bias=True)
+    cell = Conv3x3(channels, out_channels, stride, winograd=True, has_bias=True)
     cell.weight.set_data(tensor(rng.normal(0, 1, cell.weight.shape)))
     cell.bias.set_data(tensor(rng.normal(0, 1, cell.bias.shape)))
-    x, factors = [rng.normal(0, 1, (batch, number, height, width)).astype(np.float32)
-                  for number in (channels, out_channels)]
+    x = rng.normal(0, 1, (batch, channels, height, width)).astype(np.float32)
+    factors = rng.normal(0, 1, (batch, out_channels, height // stride, width // stride)).astype(np.float32)
     return cell, x, factors
 
 
@@ -59,35 +60,50 @@ def assert_close(actual: Tensor, expected) -> None:
     np.testing.assert_allclose(actual.asnumpy(), expected, rtol=0, atol=TOLERANCE * np.std(expected))
 
 
-def test_one_dimension_is_a_correlation():
-    data_transform, weight_transform, output_transform = transforms()
+@pytest.mark.parametrize("taps", [2, 3])
+def test_toom_cook_is_a_correlation(taps):
+    data_transform, weight_transform, output_transform = toom_cook(taps)
     rng = np.random.default_rng(1)
-    data, weights = rng.normal(0, 1, 6), rng.normal(0, 1, 3)
+    data, weights = rng.normal(0, 1, taps + 3), rng.normal(0, 1, taps)
     result = output_transform @ ((weight_transform @ weights) * (data_transform @ data))
-    np.testing.assert_allclose(result, [data[i:i + 3] @ weights for i in range(4)], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(result, [data[i:i + taps] @ weights for i in range(4)], rtol=1e-12, atol=1e-12)
 
 
-def test_transforms_of_data_and_outputs_are_exact_in_float32():
-    data_transform, _, output_transform = transforms()
+@pytest.mark.parametrize("stride, pixels", [(1, 6), (2, 9)])
+def test_one_dimension_is_a_correlation_with_a_stride(stride, pixels):
+    data_transform, weight_transform, output_transform = transforms(stride)
+    rng = np.random.default_rng(1)
+    data, weights = rng.normal(0, 1, pixels), rng.normal(0, 1, 3)
+    result = output_transform @ ((weight_transform @ weights) * (data_transform @ data))
+    expected = [data[stride * i:stride * i + 3] @ weights for i in range(4)]
+    np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_transforms_of_data_and_outputs_are_exact_in_float32(stride):
+    data_transform, _, output_transform = transforms(stride)
     for matrix in (data_transform, output_transform):
         np.testing.assert_array_equal(matrix.astype(np.float32), matrix)
 
 
-@pytest.mark.parametrize("batch, channels, out_channels, height, width", [
-    (1, 3, 5, 32, 40), (2, 16, 7, 40, 64), (3, 1, 1, 36, 36), (2, 64, 32, 32, 44)])
-def test_equals_the_definition(small_maps_too, mode, batch, channels, out_channels, height, width):
-    cell, x, _ = random_case(2, batch, channels, out_channels, height, width)
+@pytest.mark.parametrize("batch, channels, out_channels, height, width, stride", [
+    (1, 3, 5, 32, 40, 1), (2, 16, 7, 40, 64, 1), (3, 1, 1, 36, 36, 1), (2, 64, 32, 32, 44, 1),
+    (1, 3, 5, 32, 40, 2), (2, 16, 7, 8, 64, 2), (3, 1, 1, 40, 40, 2), (2, 64, 32, 32, 48, 2)])
+def test_equals_the_definition(small_maps_too, mode, batch, channels, out_channels, height, width, stride):
+    cell, x, _ = random_case(2, batch, channels, out_channels, height, width, stride)
     out = cell(tensor(x))
-    assert out.shape == (batch, out_channels, height, width)
-    assert_close(out, reference.conv2d(x, cell.weight.asnumpy(), cell.bias.asnumpy()))
+    assert out.shape == (batch, out_channels, height // stride, width // stride)
+    assert_close(out, reference.conv2d(x, cell.weight.asnumpy(), cell.bias.asnumpy(), stride))
 
 
-@pytest.mark.parametrize("batch, channels, out_channels", [(1, 4, 4), (2, 24, 8)])
-def test_gradients_equal_the_definition(small_maps_too, mode, batch, channels, out_channels):
-    cell, x, factors = random_case(3, batch, channels, out_channels, 32, 44)
+@pytest.mark.parametrize("batch, channels, out_channels, width, stride", [
+    (1, 4, 4, 44, 1), (2, 24, 8, 44, 1), (1, 4, 4, 48, 2), (2, 24, 8, 48, 2)])
+def test_gradients_equal_the_definition(small_maps_too, mode, batch, channels, out_channels, width, stride):
+    cell, x, factors = random_case(3, batch, channels, out_channels, 32, width, stride)
     (dx,), (dweight, dbias) = Gradients(cell)(tensor(x), tensor(factors))
-    for actual, expected in zip((dx, dweight, dbias), gradients(x, cell.weight.asnumpy(), factors), strict=True):
-        assert_close(actual, expected)
+    expected = gradients(x, cell.weight.asnumpy(), factors, stride)
+    for actual, value in zip((dx, dweight, dbias), expected, strict=True):
+        assert_close(actual, value)
 
 
 def test_pixels_at_every_border_and_corner(small_maps_too):
@@ -99,17 +115,18 @@ def test_pixels_at_every_border_and_corner(small_maps_too):
     np.testing.assert_allclose(out, np.outer(rows, columns), atol=1e-4)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("winograd, height, width, fast", [
-    (True, 64, 80, True), (True, 48, 80, True), (True, 44, 84, False), (True, 62, 80, False), (True, 64, 78, False),
-    (False, 64, 80, False)])
-def test_small_and_odd_maps_are_convolved_plainly(winograd, height, width, fast):
-    """A plain convolution is ``nn.Conv2d`` to the last bit; a fast one rounds differently."""
+    (True, 200, 256, True), (True, 196, 256, True), (True, 192, 256, False), (True, 202, 256, False),
+    (True, 200, 254, False), (False, 200, 256, False)])
+def test_small_and_odd_maps_are_convolved_plainly(winograd, height, width, fast, stride):
+    """A plain convolution is ``nn.Conv2d`` to the last bit; a fast one rounds differently. Sizes are of the result."""
     rng = np.random.default_rng(5)
-    cell = Conv3x3(8, 8, winograd=winograd, has_bias=True)
-    plain = nn.Conv2d(8, 8, 3, pad_mode="pad", padding=1, has_bias=True)
+    cell = Conv3x3(2, 8, stride, winograd=winograd, has_bias=True)
+    plain = nn.Conv2d(2, 8, 3, stride, pad_mode="pad", padding=1, has_bias=True)
     plain.weight.set_data(cell.weight)
     plain.bias.set_data(cell.bias)
-    x = tensor(rng.normal(0, 1, (1, 8, height, width)))
+    x = tensor(rng.normal(0, 1, (1, 2, height * stride, width * stride)))
     assert np.array_equal(cell(x).asnumpy(), plain(x).asnumpy()) != fast
 
 
