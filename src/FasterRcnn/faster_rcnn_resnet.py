@@ -15,6 +15,8 @@ from src.FasterRcnn.roi_align import SingleRoIExtractor, pixel_rows
 from src.FasterRcnn.rpn import RPN
 from src.FasterRcnn.target_assign import take_rows
 
+_MANY_PIXELS = 500_000
+
 
 class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
     """Faster R-CNN (Ren et al. 2015) with ResNet and feature pyramid (Lin et al. 2017).
@@ -51,7 +53,8 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         self.rcnn_weights = (config.rcnn_loss_cls_weight, config.rcnn_loss_reg_weight)
         self.on_cpu = config.device_target == "CPU"
         self.backbone = ResNetFea(block, config.resnet_block, config.resnet_in_channels, config.resnet_out_channels,
-                                  config.frozen_stages, config.norm_eval, config.stem_pool_pad, winograd=self.on_cpu)
+                                  config.frozen_stages, config.norm_eval, config.stem_pool_pad, winograd=self.on_cpu,
+                                  fold_norms=self.on_cpu and _is_large(config))
         self.fpn_neck = FeatPyramidNeck(config.fpn_in_channels, config.fpn_out_channels, config.fpn_num_outs,
                                         winograd=self.on_cpu)
         self.rpn_with_loss = _build_rpn(config, level_anchors, canvas_size, rpn_coder, winograd=self.on_cpu)
@@ -128,6 +131,11 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         proposals, proposal_mask = self.proposals_test(logits, deltas)
         roi_logits, roi_deltas = self.rcnn(self.roi_align(proposals, features))
         return self.predict_boxes(roi_logits, roi_deltas, proposals, proposal_mask, img_metas[:, 2:4])
+
+
+def _is_large(config) -> bool:
+    """Whether a batch for training has so many pixels that memory is worth operators that have to be compiled."""
+    return config.batch_size * config.img_height * config.img_width >= _MANY_PIXELS
 
 
 def _build_rpn(config, level_anchors, canvas_size, coder, winograd) -> RPN:

@@ -31,13 +31,9 @@ class _Conv2d(nn.Conv2d):
     def construct(self, x):
         return self.conv2d(x, self.weight)
 
-    def folded(self, x, norm):
-        """Convolution and the :class:`FixedBatchNorm` behind it in one.
-
-        For training: the gradients of the two alone need the convolution's result, those of one convolution with scaled
-        weights and a bias do not, and memory for it is saved. Learnt are weight, gamma and beta as before.
-        """
-        return self.bias_add(self.conv2d(x, norm.scaled(self.weight)), norm.shift())
+    def convolved(self, x, weight):
+        """The convolution with another weight of the same shape."""
+        return self.conv2d(x, weight)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -94,8 +90,8 @@ class ResidualBlock(nn.Cell):
         down_sample (bool): project the shortcut with a strided 1x1 convolution; needed when shapes change.
         norm_eval (bool): see :func:`batch_norm`.
         winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
-        fold_norms (bool): in training, compute the widest convolutions and the norms behind them in one; needs
-            ``norm_eval``. The same numbers but for rounding, less memory.
+        fold_norms (bool): in training, compute convolutions and the norms behind them in one; needs ``norm_eval``. The
+            same numbers but for rounding, less memory.
 
     Inputs: x, Tensor (B, in_channels, H, W).
     Outputs: Tensor (B, out_channels, H / stride, W / stride).
@@ -123,15 +119,20 @@ class ResidualBlock(nn.Cell):
             self.bn_down_sample = batch_norm(out_channels, norm_eval)
 
     def construct(self, x):
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.relu(self.normed(self.conv1, self.bn1, x))
+        out = self.relu(self.normed(self.conv2, self.bn2, out))
+        shortcut = self.normed(self.conv_down_sample, self.bn_down_sample, x) if self.down_sample else x
+        return self.relu(self.normed(self.conv3, self.bn3, out) + shortcut)
+
+    def normed(self, conv, norm, x):
+        """A convolution and the norm behind it.
+
+        Gradients of the two alone need the convolution's result, those of one convolution with scaled weights and a
+        bias do not, and memory for it is saved. Learnt are weight, gamma and beta either way.
+        """
         if self.fold_norms and self.training:
-            out = self.conv3.folded(out, self.bn3)
-            shortcut = self.conv_down_sample.folded(x, self.bn_down_sample) if self.down_sample else x
-        else:
-            out = self.bn3(self.conv3(out))
-            shortcut = self.bn_down_sample(self.conv_down_sample(x)) if self.down_sample else x
-        return self.relu(out + shortcut)
+            return conv.bias_add(conv.convolved(x, norm.scaled(conv.weight)), norm.shift())
+        return norm(conv(x))
 
 
 class ResNetFea(nn.Cell):
@@ -145,8 +146,8 @@ class ResNetFea(nn.Cell):
         norm_eval (bool): see :func:`batch_norm`; fixed stages never update their statistics.
         stem_pool_pad (str): padding of the stem's max pool, "same" (right and bottom only, as the published
             weights were trained) or "symmetric" (one pixel on every side, as PyTorch projects do).
-        winograd (bool): compute as the CPU likes it, see :class:`src.FasterRcnn.winograd.Conv3x3`; fixed norms of
-            stages that learn are then folded in training, see :class:`ResidualBlock`.
+        winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
+        fold_norms (bool): see :class:`ResidualBlock`; concerns stages that learn and have fixed norms.
 
     Inputs: image, Tensor (B, 3, H, W), normalised.
     Outputs: tuple of four Tensors C2..C5 (B, out_channels[i], H / 4 / 2**i, W / 4 / 2**i).
@@ -154,7 +155,7 @@ class ResNetFea(nn.Cell):
 
     def __init__(self, block: type, layer_nums: Sequence[int], in_channels: Sequence[int],
                  out_channels: Sequence[int], frozen_stages: int = 1, norm_eval: bool = True,
-                 stem_pool_pad: str = "same", winograd: bool = False):
+                 stem_pool_pad: str = "same", winograd: bool = False, fold_norms: bool = False):
         super().__init__()
         self.frozen_stages = frozen_stages
         self.conv1 = conv(3, 64, 7, 2)
@@ -166,7 +167,7 @@ class ResNetFea(nn.Cell):
             self._make_stage(block, layer_nums[i], in_channels[i], out_channels[i], stride=1 if i == 0 else 2,
                              norm_eval=norm_eval or frozen_stages > i, winograd=winograd,
                              # A fixed stage keeps nothing for its gradients anyway.
-                             fold_norms=winograd and norm_eval and frozen_stages <= i)
+                             fold_norms=fold_norms and norm_eval and frozen_stages <= i)
             for i in range(4)
         ]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages

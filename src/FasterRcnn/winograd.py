@@ -7,18 +7,20 @@ from src.FasterRcnn.rows import reorder_rows
 
 # Outputs of a tile along one axis.
 _OUT = 4
-# Where polynomials of 6 and of 5 coefficients are evaluated, besides infinity. For 6 the error is half that of the usual
-# 0, 1, -1, 2, -2 (measured; on the choice of points see Barabasz et al. 2020); B and A below have no rounding in float32.
+# Where polynomials are evaluated, besides infinity, by taps of the filter. For 3 the error is half that of the usual
+# 0, 1, -1, 2, -2 (measured; on the choice of points see Barabasz et al. 2020); B and A below are exact in float32.
 _POINTS = {3: (0.0, 0.75, -0.75, 1.5, -1.5), 2: (0.5, -0.5, 1.5, -1.5)}
 # Smaller results gain little, and every use compiles longer; see benchmarks/NOTES.md.
 _MIN_OUTPUTS = 400_000
+# More values at once, 128 MiB, are computed picture by picture.
+_MAX_VALUES = 2 ** 25
 
 
 def toom_cook(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices of the Toom-Cook algorithm for a filter of 2 or 3 that yields 4 outputs (Lavin & Gray 2016, section 3).
+    """Matrices of the Toom-Cook algorithm for filters of 2 or 3 that yield 4 outputs (Lavin & Gray 2016, section 3).
 
-    With data d (V,) and filter g (taps,), ``A.T @ ((G @ g) * (B.T @ d))`` is the correlation of both, (4,): a product of
-    polynomials is the product of their values at V points, interpolated; here transposed.
+    With data d (V,) and filter g (taps,), ``A.T @ ((G @ g) * (B.T @ d))`` is the correlation of both, (4,): a product
+    of polynomials is the product of their values at V points, interpolated; here transposed.
 
     Returns:
         B.T (V, V), G (V, taps) and A.T (4, V), float64; V is taps + 3.
@@ -39,8 +41,8 @@ def toom_cook(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def transforms(stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Matrices as in :func:`toom_cook` for a filter of 3 that moves by a stride of 1 or 2 and yields 4 outputs.
 
-    At stride 2 the first and last tap see every other pixel, an algorithm of 2 taps and 5 values; the middle one sees the
-    4 pixels in between.
+    At stride 2 the first and last tap see every other pixel, which is a filter of 2 with 5 values; the middle one sees
+    the 4 pixels in between.
 
     Returns:
         B.T (V, D), G (V, 3) and A.T (4, V), float64: V values of D pixels, 6 of 6 or 9 of 9.
@@ -58,19 +60,19 @@ class Conv3x3(nn.Conv2d):
     """3x3 convolution with padding 1; parameters and results of ``nn.Conv2d``.
 
     A tile of 6 x 6 pixels and the filter are each taken to 36 values, whose products, summed over channels, go back to
-    4 x 4 pixels: 36 multiplications instead of 144; at stride 2, a tile of 9 x 9 and 81 values. Results differ from those
-    of the plain convolution by about 1e-5 of their spread, gradients too. Results of fewer than 400,000 values a picture,
-    and those with a side that 4 does not divide, are convolved plainly.
+    4 x 4 pixels: 36 multiplications instead of 144; at stride 2, a tile of 9 x 9 and 81 values. Results differ from
+    those of the plain convolution by about 1e-5 of their spread, gradients too. The plain one computes results of fewer
+    than 400,000 values a picture and what does not divide into tiles.
 
     Args:
         in_channels, out_channels (int): channels.
-        stride (int): 1 or 2; 2 halves sides, which have to be even.
+        stride (int): 1 or 2.
         winograd (bool): compute as above, which pays on CPU; plainly otherwise.
         has_bias (bool): add a bias per channel.
         weight_init, bias_init: see ``nn.Conv2d``.
 
     Inputs: x, Tensor (B, in_channels, H, W); float32, without ``winograd`` any floating type.
-    Outputs: Tensor (B, out_channels, H / stride, W / stride).
+    Outputs: Tensor (B, out_channels, H / stride, W / stride), sides rounded up.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, winograd: bool = False, *,
@@ -78,7 +80,6 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, stride, pad_mode="pad", padding=1, has_bias=has_bias,
                          weight_init=weight_init, bias_init=bias_init)
         self.winograd = winograd
-        self.by_values = _BY_VALUES[stride]
 
     def construct(self, x):
         out = self.convolved(x, self.weight)
@@ -87,7 +88,7 @@ class Conv3x3(nn.Conv2d):
     def convolved(self, x, weight):
         """The convolution with another weight of the same shape, without bias."""
         if _pays(self.winograd, x.shape, self.stride[0], self.out_channels):
-            return self.by_values(x, weight)
+            return _BY_VALUES[self.stride[0]](x, weight)
         return self.conv2d(x, weight)
 
 
@@ -120,26 +121,49 @@ class _ByValues(nn.Cell):
         self.to_pixels_transposed = ops.Conv2D(self.num_values, _OUT, stride=_OUT)
         self.transform_filters = ops.MatMul(transpose_b=True)
         self.transform_filters_transposed = ops.MatMul(transpose_a=True)
+        self.slice = ops.Slice()
+        self.concat = ops.Concat(0)
+        self.add = ops.AddN()
         self.multiply = ops.BatchMatMul()
         self.multiply_first_transposed = ops.BatchMatMul(transpose_a=True)
         self.multiply_second_transposed = ops.BatchMatMul(transpose_b=True)
 
     def construct(self, x, weight):
-        batch, _, height, width = x.shape
-        products = self.multiply(self.filters(weight), self.split(self.from_pixels, self.data_transform, x))
-        shape = (batch, weight.shape[0], height // self.stride, width // self.stride)
-        return self.join(self.to_pixels, self.output_transform, products, shape, shape[2] // _OUT)
+        filters, outs = self.filters(weight), ()
+        for piece in _pieces(x.shape, self.num_values, self.stride):
+            maps = self.taken(x, piece, outs)
+            products = self.multiply(filters, self.split(self.from_pixels, self.data_transform, maps))
+            batch, _, height, width = maps.shape
+            shape = (batch, weight.shape[0], height // self.stride, width // self.stride)
+            outs += (self.join(self.to_pixels, self.output_transform, products, shape, shape[2] // _OUT),)
+        return self.together(outs)
 
     def bprop(self, x, weight, out, dout):
-        products = self.split(self.to_pixels_transposed, self.output_transform, dout)
-        # "depend" puts this behind the backward pass so far; the values of the forward pass would be kept otherwise.
-        values = self.split(self.from_pixels, self.data_transform, ops.depend(x, products))
-        dfilters = self.multiply_second_transposed(products, values)
-        # And the next behind these, or both pairs of large arrays would be in memory at once.
-        dvalues = self.multiply_first_transposed(self.filters(ops.depend(weight, dfilters)), products)
-        dx = self.join(self.from_pixels_transposed, self.data_transform, dvalues, x.shape, dout.shape[2] // _OUT)
-        dweight = self.transform_filters_transposed(ops.reshape(dfilters, (self.num_values, -1)), self.filter_transform)
-        return dx, ops.reshape(dweight, weight.shape)
+        dxs, dweights = (), ()
+        for piece in _pieces(x.shape, self.num_values, self.stride):
+            dmaps = self.taken(dout, piece, dxs)
+            products = self.split(self.to_pixels_transposed, self.output_transform, dmaps)
+            # Behind the backward pass so far; the values of the forward pass would be kept otherwise.
+            maps = self.taken(x, piece, products)
+            values = self.split(self.from_pixels, self.data_transform, maps)
+            dfilters = self.multiply_second_transposed(products, values)
+            # And the next behind these, or both pairs of large arrays would be in memory at once.
+            dvalues = self.multiply_first_transposed(self.filters(ops.depend(weight, dfilters)), products)
+            dxs += (self.join(self.from_pixels_transposed, self.data_transform, dvalues, maps.shape,
+                              dmaps.shape[2] // _OUT),)
+            dfilters = ops.reshape(dfilters, (self.num_values, -1))
+            dweights += (self.transform_filters_transposed(dfilters, self.filter_transform),)
+        return self.together(dxs), ops.reshape(self.add(dweights), weight.shape)
+
+    def taken(self, maps, piece, after):
+        """Pictures from the first to before the last, when what they come after is computed."""
+        first, last = piece
+        maps = ops.depend(maps, after)
+        return maps if last - first == maps.shape[0] else self.slice(
+            maps, (first, 0, 0, 0), (last - first, *maps.shape[1:]))
+
+    def together(self, pieces):
+        return pieces[0] if len(pieces) == 1 else self.concat(pieces)
 
     def filters(self, weight):
         """Every filter as V values: (D, C, 3, 3) to (V, D, C)."""
@@ -170,5 +194,15 @@ def _pays(winograd: bool, shape: tuple[int, ...], stride: int, out_channels: int
     return winograd and divisible and out_channels * height * width >= _MIN_OUTPUTS * stride ** 2
 
 
-# One for all convolutions of a stride: it has no state, and MindSpore reads the Python of each cell anew.
+@ops.constexpr
+def _pieces(shape: tuple[int, ...], num_values: int, stride: int) -> tuple[tuple[int, int], ...]:
+    """First picture and the one after the last of every part that is computed at once: all, or each picture alone."""
+    batch, channels, height, width = shape
+    values = batch * channels * height * width * num_values // (_OUT * stride) ** 2
+    if values <= _MAX_VALUES:
+        return ((0, batch),)
+    return tuple((picture, picture + 1) for picture in range(batch))
+
+
+# By stride; one for all convolutions, because it has no state and MindSpore reads the Python of each cell anew.
 _BY_VALUES = {1: _ByValues(1), 2: _ByValues(2)}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from src.convert_checkpoint import META_CLASSES, write_checkpoint
-from src.FasterRcnn import build_detector, winograd
+from src.FasterRcnn import build_detector, faster_rcnn_resnet, winograd
 from src.model_utils.config import load_config
 from tests.unit.FasterRcnn import reference
 from tests.unit.FasterRcnn.reference import NumpyNet, tensor
@@ -148,10 +148,12 @@ class NumpyDetector:
 
 
 @contextmanager
-def winograd_everywhere():
-    """Compute small maps' convolutions as large ones, so that these tests see what large canvases run."""
+def as_on_large_canvases():
+    """Compute small maps and batches as large ones, so that these tests see what large canvases run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "_MIN_OUTPUTS", 0)
+        patch.setattr(winograd, "_MAX_VALUES", 0)
+        patch.setattr(faster_rcnn_resnet, "_MANY_PIXELS", 0)
         yield
 
 

@@ -15,10 +15,10 @@ from tests.unit.FasterRcnn.small_detector import (
     CANVAS,
     SETTINGS,
     NumpyDetector,
+    as_on_large_canvases,
     config_of,
     random_images,
     randomise,
-    winograd_everywhere,
 )
 
 BACKBONES = ("resnet_v1.5_50", "resnet_v1_50", "resnet_v1_101", "resnet_v1_152")
@@ -27,8 +27,8 @@ LOSSES = ("rpn_loss", "rcnn_loss", "rpn_cls_loss", "rpn_reg_loss", "rcnn_cls_los
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _winograd_everywhere():
-    with winograd_everywhere():
+def _as_on_large_canvases():
+    with as_on_large_canvases():
         yield
 
 

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from mindspore import ParameterTuple, Tensor, nn, ops
 
+from src.FasterRcnn import winograd
 from src.FasterRcnn.winograd import Conv3x3, toom_cook, transforms
 from tests.unit.FasterRcnn import reference
 from tests.unit.FasterRcnn.reference import tensor
-from tests.unit.FasterRcnn.small_detector import winograd_everywhere
 
 # Both transforms sum values with weights around 10, which costs a digit of float32's seven.
 TOLERANCE = 3e-5
@@ -38,10 +38,12 @@ def gradients(x, weight, factors, stride) -> tuple[np.ndarray, np.ndarray, np.nd
     return dx_padded[:, :, 1:-1, 1:-1], dweight, factors.astype(np.float64).sum((0, 2, 3))
 
 
-@pytest.fixture
-def small_maps_too():
-    with winograd_everywhere():
-        yield
+@pytest.fixture(params=["together", "one by one"])
+def small_maps_too(request, monkeypatch):
+    """Small maps are computed by the algorithm too, all pictures at once or each alone."""
+    monkeypatch.setattr(winograd, "_MIN_OUTPUTS", 0)
+    if request.param == "one by one":
+        monkeypatch.setattr(winograd, "_MAX_VALUES", 0)
 
 
 def random_case(seed, batch, channels, out_channels, height, width, stride=1):
@@ -116,13 +118,13 @@ def test_pixels_at_every_border_and_corner(small_maps_too):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("winograd, height, width, fast", [
+@pytest.mark.parametrize("allowed, height, width, fast", [
     (True, 200, 256, True), (True, 196, 256, True), (True, 192, 256, False), (True, 202, 256, False),
     (True, 200, 254, False), (False, 200, 256, False)])
-def test_small_and_odd_maps_are_convolved_plainly(winograd, height, width, fast, stride):
+def test_small_and_odd_maps_are_convolved_plainly(allowed, height, width, fast, stride):
     """A plain convolution is ``nn.Conv2d`` to the last bit; a fast one rounds differently. Sizes are of the result."""
     rng = np.random.default_rng(5)
-    cell = Conv3x3(2, 8, stride, winograd=winograd, has_bias=True)
+    cell = Conv3x3(2, 8, stride, winograd=allowed, has_bias=True)
     plain = nn.Conv2d(2, 8, 3, stride, pad_mode="pad", padding=1, has_bias=True)
     plain.weight.set_data(cell.weight)
     plain.bias.set_data(cell.bias)
