@@ -55,7 +55,7 @@ class SGD(Optimizer):
         self.momentum = Tensor(momentum, mstype.float32)
         self.rules = [ops.SGD(weight_decay=decay) for decay in self.decays]
         self.accum = self.parameters.clone(prefix="accum", init="zeros")
-        # Where v would be empty, which it is not: it starts at 0. Read alone, so one for all parameters of a shape.
+        # Marks where v is still empty: nowhere, it starts at 0. Only read, hence one for all parameters of a shape.
         empty = {parameter.shape: ops.zeros(parameter.shape, mstype.float32) for parameter in self.parameters}
         self.empty = [empty[parameter.shape] for parameter in self.parameters]
 

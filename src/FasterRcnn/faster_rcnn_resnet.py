@@ -15,6 +15,7 @@ from src.FasterRcnn.roi_align import SingleRoIExtractor, pixel_rows
 from src.FasterRcnn.rpn import RPN
 from src.FasterRcnn.target_assign import take_rows
 
+# From so many in a batch on, fixed norms are folded.
 _MANY_PIXELS = 500_000
 
 
@@ -88,9 +89,10 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         """The six losses of a training step; arguments as in the class."""
         features = self.fpn_neck(self.backbone(img_data))
         if self.on_cpu:
-            pixels = pixel_rows(features)
-            rpn_cls_loss, rpn_reg_loss = self.rpn_with_loss.losses_at_samples(features, pixels, gt_boxes, gt_valid)
             logits, deltas = self.rpn_with_loss(ops.stop_gradient(features))
+            # Behind the dense head, as both copy all levels; without gradient, or the head would get one of zeros.
+            pixels = pixel_rows(ops.depend(features, ops.stop_gradient(logits)))
+            rpn_cls_loss, rpn_reg_loss = self.rpn_with_loss.losses_at_samples(features, pixels, gt_boxes, gt_valid)
         else:
             pixels = None
             logits, deltas = self.rpn_with_loss(features)
@@ -134,7 +136,7 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
 
 
 def _is_large(config) -> bool:
-    """Whether a batch for training has so many pixels that memory is worth operators that have to be compiled."""
+    """Whether a batch for training has so many pixels that saving memory is worth more operators to compile."""
     return config.batch_size * config.img_height * config.img_width >= _MANY_PIXELS
 
 
