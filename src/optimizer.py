@@ -55,15 +55,15 @@ class SGD(Optimizer):
         self.momentum = Tensor(momentum, mstype.float32)
         self.rules = [ops.SGD(weight_decay=decay) for decay in self.decays]
         self.accum = self.parameters.clone(prefix="accum", init="zeros")
-        # Marks where v is still empty: nowhere, it starts at 0. Only read, hence one for all parameters of a shape.
-        empty = {parameter.shape: ops.zeros(parameter.shape, mstype.float32) for parameter in self.parameters}
-        self.empty = [empty[parameter.shape] for parameter in self.parameters]
+        # Marks where v is still empty: nowhere, it starts at 0. Only read, hence one for all parameters of a shape; an
+        # array of zeros that nobody writes takes no memory.
+        shapes = {parameter.shape for parameter in self.parameters}
+        self.empty = {shape: Tensor.from_numpy(np.zeros(shape, np.float32)) for shape in shapes}
 
     def update(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
         """One operator per parameter, which adds the decay too."""
-        for rule, parameter, gradient, accum, empty in zip(self.rules, self.parameters, gradients, self.accum,
-                                                          self.empty, strict=True):
-            rule(parameter, gradient, rate, accum, self.momentum, empty)
+        for rule, parameter, gradient, accum in zip(self.rules, self.parameters, gradients, self.accum, strict=True):
+            rule(parameter, gradient, rate, accum, self.momentum, self.empty[parameter.shape])
 
 
 class Adam(Optimizer):

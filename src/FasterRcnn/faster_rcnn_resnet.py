@@ -15,7 +15,7 @@ from src.FasterRcnn.roi_align import SingleRoIExtractor, pixel_rows
 from src.FasterRcnn.rpn import RPN
 from src.FasterRcnn.target_assign import take_rows
 
-# From so many in a batch on, fixed norms are folded.
+# From so many in a batch on, fixed norms are folded; see docs/architecture.md.
 _MANY_PIXELS = 500_000
 
 
@@ -90,7 +90,8 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         features = self.fpn_neck(self.backbone(img_data))
         if self.on_cpu:
             logits, deltas = self.rpn_with_loss(ops.stop_gradient(features))
-            # Behind the dense head, as both copy all levels; without gradient, or the head would get one of zeros.
+            # Waits for the dense head: both copy all levels and need not do so at once. "stop_gradient", or the head
+            # would be differentiated with zeros.
             pixels = pixel_rows(ops.depend(features, ops.stop_gradient(logits)))
             rpn_cls_loss, rpn_reg_loss = self.rpn_with_loss.losses_at_samples(features, pixels, gt_boxes, gt_valid)
         else:

@@ -124,15 +124,16 @@ class ResidualBlock(nn.Cell):
         shortcut = self.normed(self.conv_down_sample, self.bn_down_sample, x) if self.down_sample else x
         return self.relu(self.normed(self.conv3, self.bn3, out) + shortcut)
 
-    def normed(self, conv, norm, x):
+    def normed(self, convolution, norm, x):
         """A convolution and the norm behind it.
 
         Gradients of the two alone need the convolution's result, those of one convolution with scaled weights and a
         bias do not, and memory for it is saved. Learnt are weight, gamma and beta either way.
         """
         if self.fold_norms and self.training:
-            return conv.bias_add(conv.convolved(x, norm.scaled(conv.weight)), norm.shift())
-        return norm(conv(x))
+            out = convolution.convolved(x, norm.scaled(convolution.weight))
+            return convolution.bias_add(out, norm.shift())
+        return norm(convolution(x))
 
 
 class ResNetFea(nn.Cell):

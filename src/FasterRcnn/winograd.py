@@ -1,4 +1,4 @@
-"""3x3 convolutions with a quarter of the multiplications (Winograd 1980; Lavin & Gray 2016)."""
+"""3x3 convolutions with fewer multiplications (Winograd 1980; Lavin & Gray 2016)."""
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
@@ -62,12 +62,12 @@ class Conv3x3(nn.Conv2d):
     A tile of 6 x 6 pixels and the filter are each taken to 36 values, whose products, summed over channels, go back to
     4 x 4 pixels: 36 multiplications instead of 144; at stride 2, a tile of 9 x 9 and 81 values. Results differ from
     those of the plain convolution by about 1e-5 of their spread, gradients too. The plain one computes results of fewer
-    than 400,000 values a picture and what does not divide into tiles.
+    than 400,000 values a picture, and maps with a side that 4 * stride does not divide.
 
     Args:
         in_channels, out_channels (int): channels.
         stride (int): 1 or 2.
-        winograd (bool): compute as above, which pays on CPU; plainly otherwise.
+        winograd (bool): compute as above, which pays on CPU, in time at stride 1, in memory at both; plainly otherwise.
         has_bias (bool): add a bias per channel.
         weight_init, bias_init: see ``nn.Conv2d``.
 
@@ -96,7 +96,7 @@ class _ByValues(nn.Cell):
     """The algorithm itself.
 
     Its gradients are written out, so that only x and the weight are kept for them and not the values, which are 2.25
-    times as large as x.
+    times as large as x, 1.27 times at stride 2.
 
     Args:
         stride (int): 1 or 2.
@@ -198,6 +198,7 @@ def _pays(winograd: bool, shape: tuple[int, ...], stride: int, out_channels: int
 def _pieces(shape: tuple[int, ...], num_values: int, stride: int) -> tuple[tuple[int, int], ...]:
     """First picture and the one after the last of every part that is computed at once: all, or each picture alone."""
     batch, channels, height, width = shape
+    # Of x, not of the result; here both have as many channels.
     values = batch * channels * height * width * num_values // (_OUT * stride) ** 2
     if values <= _MAX_VALUES:
         return ((0, batch),)

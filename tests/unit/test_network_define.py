@@ -267,6 +267,21 @@ def test_scales_and_shifts_do_not_decay():
     np.testing.assert_allclose(network.bias.asnumpy(), numpy_sgd(samples, [0.02] * 3, 0.9, 0.0)[2], rtol=2e-5)
 
 
+def test_sgd_with_parameters_of_equal_shapes():
+    """They share what marks an empty momentum; a zero in the first gradient leaves none."""
+    rng = np.random.default_rng(6)
+    gradients = rng.normal(size=(4, 3, 2)).astype(np.float32)       # steps, parameters, values
+    gradients[0, 0, 0] = 0
+    params = [Parameter(Tensor(np.full(2, k, np.float32)), name=f"backbone.{k}") for k in range(3)]
+    sgd = SGD(params, [0.1, 0.2, 0.05, 0.3], 0.9, 0.0)
+    values, speed = np.float64([[0, 0], [1, 1], [2, 2]]), np.zeros((3, 2))
+    for rate, step in zip(sgd.rates, gradients, strict=True):
+        sgd([Tensor(gradient) for gradient in step])
+        speed = 0.9 * speed + step
+        values = values - rate * speed
+    np.testing.assert_allclose([param.asnumpy() for param in params], values, rtol=1e-5)
+
+
 @pytest.mark.parametrize("target,loss_scale", [("CPU", 1.0), ("GPU", 128.0), ("Ascend", 128.0)])
 def test_the_loss_is_scaled_where_float16_may_be(config, target, loss_scale):
     step = build_step(TinyDetector(), dataclasses.replace(config, loss_scale=128.0), [0.1], Device(target))

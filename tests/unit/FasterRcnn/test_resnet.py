@@ -3,9 +3,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from src.FasterRcnn import build_detector
 from src.FasterRcnn.resnet import ResidualBlock, ResNetFea
 from src.FasterRcnn.resnet50v1 import ResidualBlockV1
 from tests.unit.FasterRcnn.reference import NumpyNet, conv2d, tensor
+from tests.unit.FasterRcnn.small_detector import config_of
 
 IN_CHANNELS, OUT_CHANNELS = (64, 16, 24, 32), (16, 24, 32, 40)
 BLOCKS = {"v1.5": ResidualBlock, "v1": ResidualBlockV1}
@@ -178,16 +180,18 @@ class _WeightedSum(ms.nn.Cell):
 @pytest.mark.parametrize("kind", BLOCKS)
 @pytest.mark.parametrize("stride, down_sample", [(2, True), (1, False)])
 def test_folded_norms_change_neither_values_nor_gradients(kind, stride, down_sample):
-    """In training only; a gamma of 0, which blocks begin with, has its gradient too."""
+    """A gamma of 0, which blocks begin with, has its gradient too. In evaluation nothing is folded."""
     rng = np.random.default_rng(49)
     x, weights = tensor(rng.normal(size=(2, 12, 10, 12))), tensor(rng.normal(size=(2, 12, 10 // stride, 12 // stride)))
-    results = []
+    results, evaluated = [], []
     for fold in (False, True):
         block = randomise(BLOCKS[kind](12, 12, stride, down_sample, True, fold_norms=fold), 47).set_train()
         block.bn3.gamma.set_data(tensor([0.0, *block.bn3.gamma.asnumpy()[1:]]))
         value, (to_x, to_params) = ms.value_and_grad(_WeightedSum(block).set_train(), 0, block.trainable_params())(
             x, weights)
         results.append([value, to_x, *to_params])
+        evaluated.append(block.set_train(False)(x).asnumpy())
+    np.testing.assert_array_equal(*evaluated)
     net = NumpyNet(block)
     expected = (net.block(x.asnumpy(), "", stride, kind == "v1") * weights.asnumpy()).sum()
     np.testing.assert_allclose(float(results[1][0]), expected, rtol=1e-3)
@@ -195,3 +199,17 @@ def test_folded_norms_change_neither_values_nor_gradients(kind, stride, down_sam
         largest = np.abs(plain.asnumpy()).max()
         assert largest > 0
         np.testing.assert_allclose(folded.asnumpy(), plain.asnumpy(), atol=1e-5 * largest)
+
+
+# A batch of the small detector has 8192 pixels per picture; half a million count as many.
+@pytest.mark.parametrize("changes, folded", [
+    ({"batch_size": 62}, [False, True, True, True]),
+    ({"batch_size": 61}, [False] * 4),
+    ({"batch_size": 62, "frozen_stages": -1}, [True] * 4),
+    ({"batch_size": 62, "frozen_stages": 2}, [False, False, True, True]),
+    ({"batch_size": 62, "norm_eval": False}, [False] * 4),
+    ({"batch_size": 62, "device_target": "GPU"}, [False] * 4)])
+def test_norms_are_folded_for_large_batches_where_they_are_fixed_and_learn(changes, folded):
+    backbone = build_detector(config_of(**changes)).backbone
+    stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+    assert [stage[0].fold_norms for stage in stages] == folded

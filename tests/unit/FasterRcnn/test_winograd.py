@@ -132,6 +132,24 @@ def test_small_and_odd_maps_are_convolved_plainly(allowed, height, width, fast, 
     assert np.array_equal(cell(x).asnumpy(), plain(x).asnumpy()) != fast
 
 
+def test_an_odd_map_is_convolved_plainly():
+    """399 rows give 200, which 4 divides, but the map itself has no whole tiles."""
+    x = tensor(np.random.default_rng(7).normal(0, 1, (1, 2, 399, 512)))
+    cell = Conv3x3(2, 8, 2, winograd=True)
+    np.testing.assert_allclose(cell(x).asnumpy(), reference.conv2d(x.asnumpy(), cell.weight.asnumpy(), stride=2),
+                               atol=1e-5)
+
+
+@pytest.mark.parametrize("shape, num_values, stride, pieces", [
+    ((2, 256, 192, 320), 36, 1, ((0, 1), (1, 2))),          # 70.8 million values; 33.6 million may be at once
+    ((2, 256, 96, 160), 36, 1, ((0, 2),)),                  # 17.7
+    ((3, 128, 192, 320), 36, 1, ((0, 1), (1, 2), (2, 3))),  # 53.1
+    ((2, 128, 192, 320), 81, 2, ((0, 2),)),                 # 19.9
+    ((4, 128, 192, 320), 81, 2, ((0, 1), (1, 2), (2, 3), (3, 4)))])
+def test_large_batches_are_computed_picture_by_picture(shape, num_values, stride, pieces):
+    assert winograd._pieces(shape, num_values, stride) == pieces
+
+
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_parameters_are_those_of_a_convolution(has_bias):
     plain = nn.Conv2d(6, 8, 3, pad_mode="pad", padding=1, has_bias=has_bias)
