@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
+from mindspore.ops.functional import tuple_getitem
 
 # |log(w / w_anchor)| is cut here when decoding, as in mmdetection v1: exp(4.135) = 62.5 = 1000 / 16.
 WH_RATIO_CLIP = 0.016
@@ -100,7 +101,7 @@ class Nms(nn.Cell):
 
     def construct(self, boxes):
         # The operator sorts by score and its order among equal scores is arbitrary; ranks keep ours.
-        return self.nms_with_mask(self.join((boxes, _ranks(boxes.shape[0]))))[2]
+        return tuple_getitem(self.nms_with_mask(self.join((boxes, _ranks(boxes.shape[0])))), 2)
 
 
 @ops.constexpr

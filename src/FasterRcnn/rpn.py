@@ -9,7 +9,7 @@ from mindspore.common.initializer import Normal
 from src.FasterRcnn.bbox_assign_sample import BboxAssignSample
 from src.FasterRcnn.counting import count_up
 from src.FasterRcnn.roi_align import SparseProduct, entries_of, map_sizes
-from src.FasterRcnn.target_assign import take_rows
+from src.FasterRcnn.target_assign import first_columns, take_rows
 from src.FasterRcnn.winograd import Conv3x3
 
 
@@ -163,7 +163,8 @@ class RPN(nn.Cell):
         targets = self.targets(gt_boxes, gt_valid)
         index, num_pos = targets[0], targets[3].shape[1]
         logits = ops.gather_elements(ops.cast(ops.concat(logits, axis=1), mstype.float32), 1, index)
-        return self.sampled_losses(logits, take_rows(ops.concat(deltas, axis=1), index[:, :num_pos]), targets)
+        deltas = take_rows(ops.concat(deltas, axis=1), first_columns(index, num_pos))
+        return self.sampled_losses(logits, deltas, targets)
 
     def losses_at_samples(self, features, pixels, gt_boxes, gt_valid):
         """The same losses from the head's outputs at the sampled anchors alone.
@@ -189,7 +190,7 @@ class RPN(nn.Cell):
         anchor = ops.reshape(index - cells * self.num_anchors, (batch * num_samples, 1))
         logits = ops.reshape(ops.gather_elements(logits, 1, anchor), (batch, num_samples))
         rows = ops.reshape(count_up(batch * num_samples), (-1, 1)) * self.num_anchors + anchor
-        rows = ops.reshape(rows, (batch, num_samples))[:, :num_pos]
+        rows = first_columns(ops.reshape(rows, (batch, num_samples)), num_pos)
         deltas = ops.gather(ops.reshape(deltas, (-1, 4)), rows, 0)
         return self.sampled_losses(logits, deltas, targets)
 
@@ -205,5 +206,5 @@ class RPN(nn.Cell):
         normaliser = (index.shape[1] - num_pos) * batch
         cls_loss = ops.binary_cross_entropy_with_logits(logits, labels, valid, ops.ones_like(logits), "sum")
         reg_loss = smooth_l1(ops.cast(deltas, mstype.float32) - target_deltas, self.REG_BETA)
-        reg_loss = ops.reduce_sum(reg_loss * ops.expand_dims(labels[:, :num_pos], 2))
+        reg_loss = ops.reduce_sum(reg_loss * ops.expand_dims(first_columns(labels, num_pos), 2))
         return cls_loss / normaliser, reg_loss / normaliser

@@ -118,6 +118,11 @@ class PosNegSample(nn.Cell):
         return self.join((pos_index, neg_index)), pos_mask, self.join((is_pos, is_neg))
 
 
+def first_columns(matrix, count: int):
+    """The first columns of a matrix (B, N): (B, count). As ``[:, :count]`` it would be far more to compile."""
+    return _SLICE(matrix, (0, 0), (matrix.shape[0], count))
+
+
 def take_rows(rows, index):
     """Pick rows per image.
 
@@ -132,3 +137,6 @@ def take_rows(rows, index):
     first = ops.reshape(count_up(batch) * num_rows, (batch, 1))
     flat = ops.reshape(index + first, (-1,))
     return ops.reshape(ops.gather(ops.reshape(rows, (-1, width)), flat, 0), (batch, index.shape[1], width))
+
+
+_SLICE = ops.Slice()
