@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from src.runtime import prepare_process
+from src.runtime import compile_without_traces, prepare_process
 
 prepare_process()
 
@@ -19,6 +19,7 @@ from benchmarks.inputs import LEVEL_STRIDES, NUM_BOXES, pyramid, some_pictures, 
 from src.model_utils.config import load_config  # noqa: E402
 
 ms.set_context(mode=ms.GRAPH_MODE)
+compile_without_traces()
 ms.set_seed(1)
 
 

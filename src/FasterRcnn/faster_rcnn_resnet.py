@@ -93,7 +93,8 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
             # Waits for the dense head: both copy all levels and need not do so at once. "stop_gradient", or the head
             # would be differentiated with zeros.
             pixels = pixel_rows(ops.depend(features, ops.stop_gradient(logits)))
-            rpn_cls_loss, rpn_reg_loss = self.rpn_with_loss.losses_at_samples(features, pixels, gt_boxes, gt_valid)
+            rpn_cls_loss, rpn_reg_loss, pixels = self.rpn_with_loss.losses_at_samples(features, pixels, gt_boxes,
+                                                                                      gt_valid)
         else:
             pixels = None
             logits, deltas = self.rpn_with_loss(features)

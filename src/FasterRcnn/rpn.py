@@ -8,7 +8,7 @@ from mindspore.common.initializer import Normal
 
 from src.FasterRcnn.bbox_assign_sample import BboxAssignSample
 from src.FasterRcnn.counting import count_up
-from src.FasterRcnn.roi_align import SparseProduct, entries_of, map_sizes
+from src.FasterRcnn.roi_align import map_sizes
 from src.FasterRcnn.target_assign import first_columns, take_rows
 from src.FasterRcnn.winograd import Conv3x3
 
@@ -72,12 +72,12 @@ class CellPatches(nn.Cell):
         - **sizes** (tuple) - height and width of each level's map, plain numbers.
 
     Outputs:
-        Tensor (B * S, 9, C), row by row; 0 beyond the map.
+        Tensor (B * S, 9, C), row by row, 0 beyond the map; and the pixels themselves, see :class:`_SharedRows`.
     """
 
     def __init__(self):
         super().__init__()
-        self.product = SparseProduct()
+        self.share = _SharedRows()
 
     def construct(self, pixels, cells, sizes):
         batch, num_cells = cells.shape
@@ -86,9 +86,30 @@ class CellPatches(nn.Cell):
         # Negative beyond the map in every image.
         columns = ops.gather(neighbours, cells, 0) + image * ops.gather(map_size, cells, 0)
         columns = ops.reshape(columns, (-1, 1))
-        inside = ops.cast(columns >= 0, pixels.dtype)
-        patches = self.product(entries_of(ops.relu(columns)), ops.reshape(inside, (-1,)), pixels, columns.shape[0])
-        return ops.reshape(patches, (batch * num_cells, 9, pixels.shape[1]))
+        patches, pixels = self.share(pixels, ops.relu(columns))
+        patches = patches * ops.broadcast_to(ops.cast(columns >= 0, pixels.dtype), patches.shape)
+        return ops.reshape(patches, (batch * num_cells, 9, -1)), pixels
+
+
+class _SharedRows(nn.Cell):
+    """Some rows of a matrix that others use too, whole.
+
+    They take the matrix that comes out here, so that the gradients of both meet in one array. Each would be as large as
+    the matrix otherwise, and so would be their sum.
+
+    Inputs: matrix, Tensor (P, C); numbers of rows, (R, 1) int32.
+    Outputs: Tensors (R, C) and (P, C).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.scatter_add = ops.TensorScatterAdd()
+
+    def construct(self, matrix, rows):
+        return ops.gather(matrix, ops.reshape(rows, (-1,)), 0), matrix
+
+    def bprop(self, matrix, rows, out, dout):
+        return self.scatter_add(dout[1], rows, dout[0]), ops.zeros_like(rows)
 
 
 @ops.constexpr
@@ -179,20 +200,21 @@ class RPN(nn.Cell):
             gt_boxes, gt_valid (Tensor): as in :meth:`losses`.
 
         Returns:
-            two float32 scalars, see :meth:`losses`.
+            two float32 scalars, see :meth:`losses`; and the pixels again, to be used from here on: gradients of both
+            uses meet in one array.
         """
         targets = self.targets(gt_boxes, gt_valid)
         index, num_pos = targets[0], targets[3].shape[1]
         batch, num_samples = index.shape
         cells = index // self.num_anchors
-        patches = self.cell_patches(pixels, cells, map_sizes(features))
+        patches, pixels = self.cell_patches(pixels, cells, map_sizes(features))
         logits, deltas = self.rpn_convs_list[0].at_cells(patches)
         anchor = ops.reshape(index - cells * self.num_anchors, (batch * num_samples, 1))
         logits = ops.reshape(ops.gather_elements(logits, 1, anchor), (batch, num_samples))
         rows = ops.reshape(count_up(batch * num_samples), (-1, 1)) * self.num_anchors + anchor
         rows = first_columns(ops.reshape(rows, (batch, num_samples)), num_pos)
         deltas = ops.gather(ops.reshape(deltas, (-1, 4)), rows, 0)
-        return self.sampled_losses(logits, deltas, targets)
+        return *self.sampled_losses(logits, deltas, targets), pixels
 
     def targets(self, gt_boxes, gt_valid):
         """Outputs of :class:`src.FasterRcnn.bbox_assign_sample.BboxAssignSample`, without gradient."""

@@ -1,7 +1,10 @@
 """3x3 convolutions with fewer multiplications (Winograd 1980; Lavin & Gray 2016)."""
+import math
+
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
+from mindspore.ops.functional import tuple_getitem
 
 from src.FasterRcnn.rows import reorder_rows
 
@@ -12,8 +15,9 @@ _OUT = 4
 _POINTS = {3: (0.0, 0.75, -0.75, 1.5, -1.5), 2: (0.5, -0.5, 1.5, -1.5)}
 # Smaller results gain little, and every use compiles longer; see benchmarks/NOTES.md.
 _MIN_OUTPUTS = 400_000
-# More values at once, 128 MiB, are computed picture by picture.
-_MAX_VALUES = 2 ** 25
+# More values at once, 64 MiB, are computed picture by picture, and where one picture has more, in thirds of them.
+_MAX_VALUES = 2 ** 24
+_THIRDS = 3
 
 
 def toom_cook(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,7 +92,7 @@ class Conv3x3(nn.Conv2d):
     def convolved(self, x, weight):
         """The convolution with another weight of the same shape, without bias."""
         if _pays(self.winograd, x.shape, self.stride[0], self.out_channels):
-            return _BY_VALUES[self.stride[0]](x, weight)
+            return _BY_VALUES[_kind(x.shape, self.stride[0])](x, weight)
         return self.conv2d(x, weight)
 
 
@@ -98,27 +102,35 @@ class _ByValues(nn.Cell):
     Its gradients are written out, so that only x and the weight are kept for them and not the values, which are 2.25
     times as large as x, 1.27 times at stride 2.
 
+    Results are sums over values, so that few of them need to be in memory at once.
+
     Args:
         stride (int): 1 or 2.
+        groups (int): values are computed in so many parts, 1 or 3.
 
     Inputs: x, Tensor (B, C, H, W), H and W divisible by 4 * stride; weight, Tensor (D, C, 3, 3).
     Outputs: Tensor (B, D, H / stride, W / stride).
     """
 
-    def __init__(self, stride: int):
+    def __init__(self, stride: int, groups: int):
         super().__init__()
         data, filters, outputs = transforms(stride)
         size, step = len(data), _OUT * stride
         self.num_values = size ** 2
         self.stride = stride
-        self.data_transform = Tensor(np.kron(data, data).reshape(-1, 1, size, size), mstype.float32)
-        self.filter_transform = Tensor(np.kron(filters, filters), mstype.float32)
-        self.output_transform = Tensor(np.kron(outputs, outputs).T.reshape(-1, 1, _OUT, _OUT), mstype.float32)
+        # Of every group the transforms of data, filters and outputs.
+        self.groups = tuple(
+            (Tensor(of_data.reshape(-1, 1, size, size), mstype.float32), Tensor(of_filters, mstype.float32),
+             Tensor(of_outputs.reshape(-1, 1, _OUT, _OUT), mstype.float32))
+            for of_data, of_filters, of_outputs in zip(
+                *(np.split(matrix, groups) for matrix in (np.kron(data, data), np.kron(filters, filters),
+                                                          np.kron(outputs, outputs).T)), strict=True))
         # Transforms are convolutions of single channels with a tile's stride; below each, its transpose.
-        self.from_pixels = ops.Conv2D(self.num_values, size, stride=step, pad_mode="pad", pad=1)
-        self.from_pixels_transposed = ops.Conv2DTranspose(self.num_values, size, stride=step, pad_mode="pad", pad=1)
-        self.to_pixels = ops.Conv2DTranspose(self.num_values, _OUT, stride=_OUT)
-        self.to_pixels_transposed = ops.Conv2D(self.num_values, _OUT, stride=_OUT)
+        channels = self.num_values // groups
+        self.from_pixels = ops.Conv2D(channels, size, stride=step, pad_mode="pad", pad=1)
+        self.from_pixels_transposed = ops.Conv2DTranspose(channels, size, stride=step, pad_mode="pad", pad=1)
+        self.to_pixels = ops.Conv2DTranspose(channels, _OUT, stride=_OUT)
+        self.to_pixels_transposed = ops.Conv2D(channels, _OUT, stride=_OUT)
         self.transform_filters = ops.MatMul(transpose_b=True)
         self.transform_filters_transposed = ops.MatMul(transpose_a=True)
         self.slice = ops.Slice()
@@ -129,31 +141,43 @@ class _ByValues(nn.Cell):
         self.multiply_second_transposed = ops.BatchMatMul(transpose_b=True)
 
     def construct(self, x, weight):
-        filters, outs = self.filters(weight), ()
-        for piece in _pieces(x.shape, self.num_values, self.stride):
+        outs = ()
+        for piece in _pieces(x.shape, self.stride):
             maps = self.taken(x, piece, outs)
-            products = self.multiply(filters, self.split(self.from_pixels, self.data_transform, maps))
             batch, _, height, width = maps.shape
             shape = (batch, weight.shape[0], height // self.stride, width // self.stride)
-            outs += (self.join(self.to_pixels, self.output_transform, products, shape, shape[2] // _OUT),)
+            out = ()
+            for of_data, of_filters, of_outputs in self.groups:
+                values = self.split(self.from_pixels, of_data, ops.depend(maps, out))
+                products = self.multiply(self.filters(weight, of_filters), values)
+                out = self.added(out, self.join(self.to_pixels, of_outputs, products, shape, shape[2] // _OUT))
+            outs += out
         return self.together(outs)
 
     def bprop(self, x, weight, out, dout):
         dxs, dweights = (), ()
-        for piece in _pieces(x.shape, self.num_values, self.stride):
+        for piece in _pieces(x.shape, self.stride):
             dmaps = self.taken(dout, piece, dxs)
-            products = self.split(self.to_pixels_transposed, self.output_transform, dmaps)
-            # Behind the backward pass so far; the values of the forward pass would be kept otherwise.
-            maps = self.taken(x, piece, products)
-            values = self.split(self.from_pixels, self.data_transform, maps)
-            dfilters = self.multiply_second_transposed(products, values)
-            # And the next behind these, or both pairs of large arrays would be in memory at once.
-            dvalues = self.multiply_first_transposed(self.filters(ops.depend(weight, dfilters)), products)
-            dxs += (self.join(self.from_pixels_transposed, self.data_transform, dvalues, maps.shape,
-                              dmaps.shape[2] // _OUT),)
-            dfilters = ops.reshape(dfilters, (self.num_values, -1))
-            dweights += (self.transform_filters_transposed(dfilters, self.filter_transform),)
+            dx = ()
+            for of_data, of_filters, of_outputs in self.groups:
+                products = self.split(self.to_pixels_transposed, of_outputs, ops.depend(dmaps, dx))
+                # Behind the backward pass so far; the values of the forward pass would be kept otherwise.
+                maps = self.taken(x, piece, products)
+                values = self.split(self.from_pixels, of_data, maps)
+                dfilters = self.multiply_second_transposed(products, values)
+                # And the next behind these, or both pairs of large arrays would be in memory at once.
+                filters = self.filters(ops.depend(weight, dfilters), of_filters)
+                dvalues = self.multiply_first_transposed(filters, products)
+                dx = self.added(dx, self.join(self.from_pixels_transposed, of_data, dvalues, maps.shape,
+                                              dmaps.shape[2] // _OUT))
+                dfilters = ops.reshape(dfilters, (of_filters.shape[0], -1))
+                dweights += (self.transform_filters_transposed(dfilters, of_filters),)
+            dxs += dx
         return self.together(dxs), ops.reshape(self.add(dweights), weight.shape)
+
+    def added(self, total, part):
+        """The total so far, nothing or one tensor, and another part."""
+        return (part,) if len(total) == 0 else (tuple_getitem(total, 0) + part,)
 
     def taken(self, maps, piece, after):
         """Pictures from the first to before the last, when what they come after is computed."""
@@ -165,23 +189,25 @@ class _ByValues(nn.Cell):
     def together(self, pieces):
         return pieces[0] if len(pieces) == 1 else self.concat(pieces)
 
-    def filters(self, weight):
-        """Every filter as V values: (D, C, 3, 3) to (V, D, C)."""
-        values = self.transform_filters(self.filter_transform, ops.reshape(weight, (-1, 9)))
-        return ops.reshape(values, (self.num_values, *weight.shape[:2]))
+    def filters(self, weight, transform):
+        """Every filter as V values of a group: (D, C, 3, 3) to (V, D, C)."""
+        values = self.transform_filters(transform, ops.reshape(weight, (-1, 9)))
+        return ops.reshape(values, (-1, *weight.shape[:2]))
 
     def split(self, convolve, transform, maps):
         """Every tile as V values: (B, C, H, W) to (V, C, B * tiles)."""
         batch, channels, height, width = maps.shape
+        num_values = transform.shape[0]
         values = convolve(ops.reshape(maps, (-1, 1, height, width)), transform)
-        values = reorder_rows(values, (batch, channels, self.num_values), (2, 1, 0))
-        return ops.reshape(values, (self.num_values, channels, -1))
+        values = reorder_rows(values, (batch, channels, num_values), (2, 1, 0))
+        return ops.reshape(values, (num_values, channels, -1))
 
     def join(self, convolve, transform, values, shape, tile_rows):
         """The way back: (V, C, B * tiles) to (B, C, H, W), the shape, of so many rows of tiles."""
         batch, channels, height, width = shape
-        values = reorder_rows(values, (self.num_values, channels, batch), (2, 1, 0))
-        values = ops.reshape(values, (batch * channels, self.num_values, tile_rows, -1))
+        num_values = transform.shape[0]
+        values = reorder_rows(values, (num_values, channels, batch), (2, 1, 0))
+        values = ops.reshape(values, (batch * channels, num_values, tile_rows, -1))
         maps = convolve(values, transform, (batch * channels, 1, height, width))
         return ops.reshape(maps, shape)
 
@@ -195,15 +221,24 @@ def _pays(winograd: bool, shape: tuple[int, ...], stride: int, out_channels: int
 
 
 @ops.constexpr
-def _pieces(shape: tuple[int, ...], num_values: int, stride: int) -> tuple[tuple[int, int], ...]:
+def _kind(shape: tuple[int, ...], stride: int) -> int:
+    """Key of the algorithm for maps (B, C, H, W) in ``_BY_VALUES``."""
+    return stride * (_THIRDS if _picture_values(shape, stride) > _MAX_VALUES else 1)
+
+
+@ops.constexpr
+def _pieces(shape: tuple[int, ...], stride: int) -> tuple[tuple[int, int], ...]:
     """First picture and the one after the last of every part that is computed at once: all, or each picture alone."""
-    batch, channels, height, width = shape
-    # Of x, not of the result; here both have as many channels.
-    values = batch * channels * height * width * num_values // (_OUT * stride) ** 2
-    if values <= _MAX_VALUES:
+    batch = shape[0]
+    if batch * _picture_values(shape, stride) <= _MAX_VALUES:
         return ((0, batch),)
     return tuple((picture, picture + 1) for picture in range(batch))
 
 
-# By stride; one for all convolutions, because it has no state and MindSpore reads the Python of each cell anew.
-_BY_VALUES = {1: _ByValues(1), 2: _ByValues(2)}
+def _picture_values(shape: tuple[int, ...], stride: int) -> int:
+    # Of x, not of the result; here both have as many channels.
+    return math.prod(shape[1:]) * len(transforms(stride)[0]) ** 2 // (_OUT * stride) ** 2
+
+
+# By stride times groups. Shared by all convolutions: these have no state, and MindSpore reads each cell's Python anew.
+_BY_VALUES = {stride * groups: _ByValues(stride, groups) for stride in (1, 2) for groups in (1, _THIRDS)}

@@ -38,12 +38,19 @@ def gradients(x, weight, factors, stride) -> tuple[np.ndarray, np.ndarray, np.nd
     return dx_padded[:, :, 1:-1, 1:-1], dweight, factors.astype(np.float64).sum((0, 2, 3))
 
 
-@pytest.fixture(params=["together", "one by one"])
+@ops.constexpr
+def not_in_thirds(shape, stride):
+    return stride
+
+
+@pytest.fixture(params=["together", "one by one", "in thirds"])
 def small_maps_too(request, monkeypatch):
-    """Small maps are computed by the algorithm too, all pictures at once or each alone."""
+    """Small maps are computed by the algorithm too: all pictures at once, each alone, or each in three parts."""
     monkeypatch.setattr(winograd, "_MIN_OUTPUTS", 0)
-    if request.param == "one by one":
+    if request.param != "together":
         monkeypatch.setattr(winograd, "_MAX_VALUES", 0)
+    if request.param == "one by one":
+        monkeypatch.setattr(winograd, "_kind", not_in_thirds)
 
 
 def random_case(seed, batch, channels, out_channels, height, width, stride=1):
@@ -140,14 +147,19 @@ def test_an_odd_map_is_convolved_plainly():
                                atol=1e-5)
 
 
-@pytest.mark.parametrize("shape, num_values, stride, pieces", [
-    ((2, 256, 192, 320), 36, 1, ((0, 1), (1, 2))),          # 70.8 million values; 33.6 million may be at once
-    ((2, 256, 96, 160), 36, 1, ((0, 2),)),                  # 17.7
-    ((3, 128, 192, 320), 36, 1, ((0, 1), (1, 2), (2, 3))),  # 53.1
-    ((2, 128, 192, 320), 81, 2, ((0, 2),)),                 # 19.9
-    ((4, 128, 192, 320), 81, 2, ((0, 1), (1, 2), (2, 3), (3, 4)))])
-def test_large_batches_are_computed_picture_by_picture(shape, num_values, stride, pieces):
-    assert winograd._pieces(shape, num_values, stride) == pieces
+@pytest.mark.parametrize("shape, stride, pieces, groups", [
+    # Values of a picture, of which 16.8 million may be in memory at once:
+    ((2, 256, 192, 320), 1, ((0, 1), (1, 2)), 3),           # 35.4 million
+    ((2, 256, 96, 160), 1, ((0, 1), (1, 2)), 1),            # 8.8
+    ((3, 256, 48, 80), 1, ((0, 3),), 1),                    # 2.2
+    ((3, 128, 192, 320), 1, ((0, 1), (1, 2), (2, 3)), 3),   # 17.7
+    ((1, 128, 192, 320), 2, ((0, 1),), 1),                  # 10.0
+    ((2, 128, 192, 320), 2, ((0, 1), (1, 2)), 1),
+    ((2, 256, 192, 320), 2, ((0, 1), (1, 2)), 3)])          # 19.9
+def test_few_values_are_in_memory_at_once(shape, stride, pieces, groups):
+    assert winograd._pieces(shape, stride) == pieces
+    kind = winograd._BY_VALUES[winograd._kind(shape, stride)]
+    assert (kind.stride, len(kind.groups)) == (stride, groups)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
