@@ -19,7 +19,6 @@ from benchmarks.inputs import LEVEL_STRIDES, NUM_BOXES, pyramid, some_pictures, 
 from src.model_utils.config import load_config  # noqa: E402
 
 ms.set_context(mode=ms.GRAPH_MODE)
-compile_without_traces()
 ms.set_seed(1)
 
 
@@ -77,6 +76,7 @@ def first_training_step(height: int, width: int, keep_graph: bool, num_threads: 
 
 def _step_and_batch(height: int, width: int, batch_size: int, num_classes: int):
     """The compiled step's cell and a batch for it."""
+    compile_without_traces()        # first, as train.py does
     from src.FasterRcnn import build_detector
     from src.network_define import build_step
     from src.runtime import Device

@@ -5,7 +5,7 @@ from mindspore import dtype as mstype
 
 from src.FasterRcnn.anchor_generator import inside_canvas
 from src.FasterRcnn.box_ops import BoxCoder, shared_iou
-from src.FasterRcnn.target_assign import FAR_AWAY, PosNegSample, first_columns, match, take_rows
+from src.FasterRcnn.target_assign import FAR_AWAY, PosNegSample, match, take_columns, take_rows
 
 
 class BboxAssignSample(nn.Cell):
@@ -52,11 +52,11 @@ class BboxAssignSample(nn.Cell):
         iou = shared_iou(self.anchors, matchable)
         matched_gt = match(iou, *self.thresholds)
         index, pos_mask, valid = self.sample(matched_gt)
-        pos_index = first_columns(index, self.num_pos)
+        pos_index = take_columns(index, 0, self.num_pos)
         pos_mask = ops.cast(pos_mask, mstype.float32)
         gt_index = ops.relu(ops.gather_elements(matched_gt, 1, pos_index))
         deltas = self.coder.encode(ops.gather(self.anchors, pos_index, 0), take_rows(gt_boxes, gt_index))
-        is_pos = ops.expand_dims(first_columns(pos_mask, self.num_pos), 2) > 0
+        is_pos = ops.expand_dims(take_columns(pos_mask, 0, self.num_pos), 2) > 0
         deltas = ops.where(is_pos, deltas, ops.zeros_like(deltas))
         return ops.gather(self.inside, index, 0), pos_mask, ops.cast(valid, mstype.float32), deltas
 

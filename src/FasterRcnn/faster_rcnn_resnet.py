@@ -134,7 +134,8 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         logits, deltas = self.rpn_with_loss(features)
         proposals, proposal_mask = self.proposals_test(logits, deltas)
         roi_logits, roi_deltas = self.rcnn(self.roi_align(proposals, features))
-        return self.predict_boxes(roi_logits, roi_deltas, proposals, proposal_mask, img_metas[:, 2:4])
+        _, scale = ops.Split(1, 2)(img_metas)
+        return self.predict_boxes(roi_logits, roi_deltas, proposals, proposal_mask, scale)
 
 
 def _is_large(config) -> bool:

@@ -6,7 +6,7 @@ from mindspore.common.initializer import Initializer, Normal, XavierUniform, ini
 from src.FasterRcnn.box_ops import BoxCoder, ClassAwareNms
 from src.FasterRcnn.counting import count_up
 from src.FasterRcnn.rpn import smooth_l1
-from src.FasterRcnn.target_assign import take_rows
+from src.FasterRcnn.target_assign import take_columns, take_rows
 
 
 class DenseInOut(nn.Cell):
@@ -147,14 +147,16 @@ class BoxPredictor(nn.Cell):
             rows = ops.Pad(((0, 0), (0, self.max_per_img - num_candidates), (0, 0)))(rows)
         num_kept = ops.reduce_sum(ops.cast(keep, mstype.float32), 1)
         truncated = ops.logical_and(num_above > num_candidates, num_kept < self.max_per_img)
-        return rows[:, :, :5], ops.cast(rows[:, :, 5:6], mstype.int32), rows[:, :, 6:7] > 0, truncated
+        boxes, labels, mask = take_columns(rows, 0, 5), take_columns(rows, 5, 1), take_columns(rows, 6, 1)
+        return boxes, ops.cast(labels, mstype.int32), mask > 0, truncated
 
     def candidates(self, logits, deltas, rois, roi_mask, scale):
         """The best (box, class) pairs: boxes (B, M, 4), scores (B, M), 0 below the threshold, labels (B, M) float32,
         and how many pairs are above the threshold (B,)."""
         batch, num_rois, _ = rois.shape
-        scores = ops.reshape(ops.softmax(logits, 1)[:, 1:], (batch, num_rois, -1))
-        num_fg = scores.shape[2]
+        scores = ops.softmax(logits, 1)
+        num_fg = scores.shape[1] - 1
+        scores = ops.reshape(take_columns(scores, 1, num_fg), (batch, num_rois, num_fg))
         above = ops.logical_and(scores > self.score_thr, ops.expand_dims(roi_mask, 2))
         scores = ops.reshape(scores * ops.cast(above, mstype.float32), (batch, -1))
         num_above = ops.reduce_sum(ops.reshape(ops.cast(above, mstype.float32), (batch, -1)), 1)
@@ -162,9 +164,9 @@ class BoxPredictor(nn.Cell):
         index = ops.cast(index, mstype.int32)
         roi_index = index // num_fg
         if self.background_boxes:
-            deltas = deltas[:, 1:]
+            deltas = take_columns(ops.reshape(deltas, (batch * num_rois, -1)), 4, num_fg * 4)
         deltas = take_rows(ops.reshape(deltas, (batch, num_rois * num_fg, 4)), index)
         boxes = self.coder.decode(take_rows(rois, roi_index), deltas)
-        scale_h, scale_w = scale[:, 0:1], scale[:, 1:2]
+        scale_h, scale_w = ops.Split(1, 2)(scale)
         boxes = boxes / ops.expand_dims(ops.concat((scale_w, scale_h, scale_w, scale_h), axis=1), 1)
         return boxes, best, ops.cast(index - roi_index * num_fg, mstype.float32), num_above

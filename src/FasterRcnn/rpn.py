@@ -9,7 +9,7 @@ from mindspore.common.initializer import Normal
 from src.FasterRcnn.bbox_assign_sample import BboxAssignSample
 from src.FasterRcnn.counting import count_up
 from src.FasterRcnn.roi_align import map_sizes
-from src.FasterRcnn.target_assign import first_columns, take_rows
+from src.FasterRcnn.target_assign import take_columns, take_rows
 from src.FasterRcnn.winograd import Conv3x3
 
 
@@ -184,7 +184,7 @@ class RPN(nn.Cell):
         targets = self.targets(gt_boxes, gt_valid)
         index, num_pos = targets[0], targets[3].shape[1]
         logits = ops.gather_elements(ops.cast(ops.concat(logits, axis=1), mstype.float32), 1, index)
-        deltas = take_rows(ops.concat(deltas, axis=1), first_columns(index, num_pos))
+        deltas = take_rows(ops.concat(deltas, axis=1), take_columns(index, 0, num_pos))
         return self.sampled_losses(logits, deltas, targets)
 
     def losses_at_samples(self, features, pixels, gt_boxes, gt_valid):
@@ -212,7 +212,7 @@ class RPN(nn.Cell):
         anchor = ops.reshape(index - cells * self.num_anchors, (batch * num_samples, 1))
         logits = ops.reshape(ops.gather_elements(logits, 1, anchor), (batch, num_samples))
         rows = ops.reshape(count_up(batch * num_samples), (-1, 1)) * self.num_anchors + anchor
-        rows = first_columns(ops.reshape(rows, (batch, num_samples)), num_pos)
+        rows = take_columns(ops.reshape(rows, (batch, num_samples)), 0, num_pos)
         deltas = ops.gather(ops.reshape(deltas, (-1, 4)), rows, 0)
         return *self.sampled_losses(logits, deltas, targets), pixels
 
@@ -228,5 +228,5 @@ class RPN(nn.Cell):
         normaliser = (index.shape[1] - num_pos) * batch
         cls_loss = ops.binary_cross_entropy_with_logits(logits, labels, valid, ops.ones_like(logits), "sum")
         reg_loss = smooth_l1(ops.cast(deltas, mstype.float32) - target_deltas, self.REG_BETA)
-        reg_loss = ops.reduce_sum(reg_loss * ops.expand_dims(first_columns(labels, num_pos), 2))
+        reg_loss = ops.reduce_sum(reg_loss * ops.expand_dims(take_columns(labels, 0, num_pos), 2))
         return cls_loss / normaliser, reg_loss / normaliser

@@ -118,9 +118,9 @@ class PosNegSample(nn.Cell):
         return self.join((pos_index, neg_index)), pos_mask, self.join((is_pos, is_neg))
 
 
-def first_columns(matrix, count: int):
-    """The first columns of a matrix (B, N): (B, count). As ``[:, :count]`` it would be far more to compile."""
-    return _SLICE(matrix, (0, 0), (matrix.shape[0], count))
+def take_columns(x, first: int, count: int):
+    """Columns of a tensor: (..., N) to (..., count). ``x[..., first:first + count]`` would compile far longer."""
+    return _SLICE(x, (0,) * (len(x.shape) - 1) + (first,), x.shape[:-1] + (count,))
 
 
 def take_rows(rows, index):
