@@ -102,11 +102,11 @@ class _ByValues(nn.Cell):
     Its gradients are written out, so that only x and the weight are kept for them and not the values, which are 2.25
     times as large as x, 1.27 times at stride 2.
 
-    Results are sums over values, so that few of them need to be in memory at once.
+    Results are sums over values, so that not all of these need to be in memory at once.
 
     Args:
         stride (int): 1 or 2.
-        groups (int): values are computed in so many parts, 1 or 3.
+        groups (int): parts of the values that are computed one after the other, 1 or 3.
 
     Inputs: x, Tensor (B, C, H, W), H and W divisible by 4 * stride; weight, Tensor (D, C, 3, 3).
     Outputs: Tensor (B, D, H / stride, W / stride).
@@ -116,17 +116,16 @@ class _ByValues(nn.Cell):
         super().__init__()
         data, filters, outputs = transforms(stride)
         size, step = len(data), _OUT * stride
-        self.num_values = size ** 2
         self.stride = stride
+        both_axes = np.kron(data, data), np.kron(filters, filters), np.kron(outputs, outputs).T
+        parts = [np.split(matrix, groups) for matrix in both_axes]
         # Of every group the transforms of data, filters and outputs.
         self.groups = tuple(
             (Tensor(of_data.reshape(-1, 1, size, size), mstype.float32), Tensor(of_filters, mstype.float32),
              Tensor(of_outputs.reshape(-1, 1, _OUT, _OUT), mstype.float32))
-            for of_data, of_filters, of_outputs in zip(
-                *(np.split(matrix, groups) for matrix in (np.kron(data, data), np.kron(filters, filters),
-                                                          np.kron(outputs, outputs).T)), strict=True))
+            for of_data, of_filters, of_outputs in zip(*parts, strict=True))
         # Transforms are convolutions of single channels with a tile's stride; below each, its transpose.
-        channels = self.num_values // groups
+        channels = size ** 2 // groups
         self.from_pixels = ops.Conv2D(channels, size, stride=step, pad_mode="pad", pad=1)
         self.from_pixels_transposed = ops.Conv2DTranspose(channels, size, stride=step, pad_mode="pad", pad=1)
         self.to_pixels = ops.Conv2DTranspose(channels, _OUT, stride=_OUT)
