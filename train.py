@@ -16,21 +16,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the configuration says; see the README for the commands."""
     # MindSpore reads the environment when it is imported, so its users are imported after it is prepared.
     prepare_process()
+    from src.convert_checkpoint import load_pretrained
+    from src.dataset import create_train_dataset, ensure_mindrecord
+    from src.FasterRcnn import build_detector
     from src.model_utils.config import describe, load_config
-    from src.runtime import compile_without_traces, init_device
+    from src.model_utils.device_adapter import job
+    from src.network_define import check_start, train
+    from src.runtime import init_device
 
     config = load_config(argv)
     for line in describe(config):
         LOGGER.info(line)
-    if config.device_target == "CPU" and not config.run_eval:
-        # Before the imports below, which make the first parts of networks.
-        compile_without_traces()
-    from src.convert_checkpoint import load_pretrained
-    from src.dataset import create_train_dataset, ensure_mindrecord
-    from src.FasterRcnn import build_detector
-    from src.model_utils.device_adapter import job
-    from src.network_define import check_start, train
-
     with job(config):
         check_start(config)
         device = init_device(config)

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from src.runtime import compile_without_traces, prepare_process
+from src.runtime import prepare_process
 
 prepare_process()
 
@@ -76,7 +76,6 @@ def first_training_step(height: int, width: int, keep_graph: bool, num_threads: 
 
 def _step_and_batch(height: int, width: int, batch_size: int, num_classes: int):
     """The compiled step's cell and a batch for it."""
-    compile_without_traces()        # first, as train.py does
     from src.FasterRcnn import build_detector
     from src.network_define import build_step
     from src.runtime import Device

@@ -10,8 +10,6 @@ from src.model_utils.errors import UserError, first_line
 
 LOGGER = logging.getLogger(__name__)
 
-# How much of its own log MindSpore writes, from 0, everything, to 4, nothing.
-LOG_VARIABLE = "GLOG_v"
 # oneDNN reads the first of these that is set.
 ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
@@ -30,7 +28,7 @@ def prepare_process(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
         str: one line for the log.
     """
     # Its own log speaks to developers of MindSpore; what users need comes as an exception.
-    os.environ.setdefault(LOG_VARIABLE, "4")
+    os.environ.setdefault("GLOG_v", "4")
     for variable in ISA_VARIABLES:
         if os.environ.get(variable):
             return f"oneDNN instruction set: {variable}={os.environ[variable]}, as set in the environment"
@@ -40,18 +38,6 @@ def prepare_process(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
     os.environ[ISA_VARIABLES[0]] = "AVX2"
     return (f"oneDNN instruction set: {ISA_VARIABLES[0]}=AVX2, because 3x3 convolutions are far slower with AVX-512 in "
             f"this MindSpore; set the variable yourself to overrule")
-
-
-def compile_without_traces() -> None:
-    """Let MindSpore forget which line of Python an operator comes from; call it before ``src.FasterRcnn`` is imported.
-
-    It compiles a tenth faster then and takes 80 MB less. Only its messages about faults in the network name such lines;
-    with ``GLOG_v`` below 4 they stay. MindSpore 2.10 reads the setting once in a process, and without these notes it
-    cannot compile graphs with loops or slices of tensors: not for processes that detect.
-    """
-    from mindspore.graph._parse import compile_config
-    if os.environ.get(LOG_VARIABLE, "4") >= "4":
-        compile_config.COMPILE_DEBUG_MODE = "release"
 
 
 @dataclass(frozen=True)

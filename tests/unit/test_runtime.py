@@ -242,30 +242,3 @@ def test_help(tmp_path, script):
                           check=False, timeout=60)
     assert done.returncode == 0
     assert "--coco_root" in done.stdout
-
-
-WRONG_NETWORK = """
-from src.runtime import compile_without_traces, prepare_process
-prepare_process()
-import mindspore as ms
-import numpy as np
-ms.set_context(mode=ms.GRAPH_MODE)
-compile_without_traces()
-
-class Network(ms.nn.Cell):
-    def construct(self, x):
-        return ms.ops.matmul(x, x)
-
-try:
-    Network()(ms.Tensor(np.zeros((2, 3), np.float32)))
-except RuntimeError as error:
-    print(error)
-"""
-
-
-@pytest.mark.parametrize("log_level, named", [(None, False), ("3", True)])
-def test_lines_of_the_network_are_named_where_a_log_is_asked_for(tmp_path, log_level, named):
-    """A product of shapes that do not fit: MindSpore names the line only if it remembers lines."""
-    result = run_script(tmp_path, WRONG_NETWORK, environment={"GLOG_v": log_level} if log_level else None)
-    assert "must be equal" in result.stdout
-    assert ("return ms.ops.matmul(x, x)" in result.stdout) == named
