@@ -1,4 +1,5 @@
 """What surrounds a run: the process environment, the device, the log, and how an entry script ends."""
+import ctypes
 import logging
 import os
 import sys
@@ -38,6 +39,13 @@ def prepare_process(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
     os.environ[ISA_VARIABLES[0]] = "AVX2"
     return (f"oneDNN instruction set: {ISA_VARIABLES[0]}=AVX2, because 3x3 convolutions are far slower with AVX-512 in "
             f"this MindSpore; set the variable yourself to overrule")
+
+
+def give_back_memory() -> None:
+    """Return freed pages to the system, where the C library can (glibc); it keeps them for later otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """What surrounds a run: environment, exit codes, messages; scripts run as processes of their own."""
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from src.runtime import prepare_process
+from src.runtime import give_back_memory, prepare_process
 from tests.helpers import REPO_ROOT
 
 CAP, OLD_CAP = "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"
@@ -242,3 +245,18 @@ def test_help(tmp_path, script):
                           check=False, timeout=60)
     assert done.returncode == 0
     assert "--coco_root" in done.stdout
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps and returns pages so")
+def test_freed_memory_goes_back_to_the_system():
+    """Pieces of 100 kB: glibc returns a page on its own only from the end of its heap, and every other piece stays."""
+    pieces = [bytearray(b"x" * 100_000) for _ in range(2000)]
+    before = resident_megabytes()
+    del pieces[::2]
+    give_back_memory()
+    assert resident_megabytes() < before - 50
+
+
+def resident_megabytes():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
