@@ -68,13 +68,14 @@ class _AddUpsampled(nn.Cell):
         self.copy_to_block = ops.Conv2DTranspose(out_channel=1, kernel_size=2, stride=2)
         self.ones = Tensor(np.ones((1, 1, 2, 2)), mstype.float32)
         self.mean_of_block = ops.AvgPool(kernel_size=2, strides=2)
+        self.add = ops.Add()
 
     def construct(self, fine, coarse):
         batch, channels, height, width = coarse.shape
         maps = ops.reshape(coarse, (batch * channels, 1, height, width))
         blocks = self.copy_to_block(maps, ops.cast(self.ones, coarse.dtype),
                                     (batch * channels, 1, 2 * height, 2 * width))
-        return fine + ops.reshape(blocks, fine.shape)
+        return self.add(fine, ops.reshape(blocks, fine.shape))
 
     def bprop(self, fine, coarse, out, dout):
         # The sum over 2 x 2 blocks; a pooling does it four times faster than a reduction over split axes.

@@ -6,6 +6,7 @@ from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from src.FasterRcnn.box_ops import BoxCoder, Nms
+from src.FasterRcnn.rpn import unzip
 from src.FasterRcnn.target_assign import take_rows
 
 # Below every logit.
@@ -35,7 +36,7 @@ class Proposal(nn.Cell):
                  nms_iou_thr: float):
         super().__init__()
         sizes = [len(anchors) for anchors in level_anchors]
-        self.counts = [min(nms_pre, size) for size in sizes]
+        self.counts = tuple(min(nms_pre, size) for size in sizes)
         self.available = min(max_num, sum(self.counts))
         self.max_num = max_num
         self.anchors = Tensor(np.concatenate(level_anchors), mstype.float32)
@@ -48,12 +49,7 @@ class Proposal(nn.Cell):
         self.slice = ops.Slice()
 
     def construct(self, logits, deltas):
-        scores, index = (), ()
-        for level in range(len(self.counts)):
-            # Ranked by logits: float32 sigmoids of large ones are equal.
-            best, chosen = self.top_k(ops.cast(logits[level], mstype.float32), self.counts[level])
-            scores = scores + (best,)
-            index = index + (chosen,)
+        scores, index = unzip(ops.Map()(self.best_of_level, logits, self.counts))
         scores, index = self.join(scores), self.join(index) + self.first_anchor
         deltas = ops.cast(take_rows(self.join(deltas), index), mstype.float32)
         boxes = self.coder.decode(ops.gather(self.anchors, index, 0), deltas)
@@ -67,16 +63,25 @@ class Proposal(nn.Cell):
             mask = ops.Pad(((0, 0), (0, padding)))(ops.cast(mask, mstype.float32)) > 0
         return ops.stop_gradient(boxes), ops.stop_gradient(mask)
 
+    def best_of_level(self, logits, count):
+        """The count highest of logits (B, N) and their indices, (B, count) each."""
+        # Ranked by logits: float32 sigmoids of large ones are equal.
+        return self.top_k(ops.cast(logits, mstype.float32), count)
+
     def suppress(self, boxes):
         """Which boxes stay, (B, K) bool, of boxes (B, K, 4), level after level, in each level best first.
 
         No operator suppresses a batch at once, and one over all images would need the square of their boxes.
         """
-        keep = ()
-        for image in range(boxes.shape[0]):
-            start = 0
-            for count in self.counts:
-                level_boxes = ops.reshape(self.slice(boxes, (image, start, 0), (1, count, 4)), (count, 4))
-                keep = keep + (self.nms(level_boxes),)
-                start += count
-        return ops.reshape(ops.Concat()(keep), boxes.shape[:2])
+        batch, num_boxes, _ = boxes.shape
+        firsts, sizes = _parts(self.counts, batch)
+        level_boxes = ops.Map()(ops.partial(self.slice, ops.reshape(boxes, (-1, 4))), firsts, sizes)
+        return ops.reshape(ops.Concat()(ops.Map()(self.nms, level_boxes)), (batch, num_boxes))
+
+
+@ops.constexpr
+def _parts(counts: Sequence[int], batch: int) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+    """First row and column and the size of every image's levels among the boxes (B * K, 4) of all."""
+    counts = [*counts] * batch
+    firsts = np.cumsum([0, *counts[:-1]]).tolist()
+    return tuple((first, 0) for first in firsts), tuple((count, 4) for count in counts)

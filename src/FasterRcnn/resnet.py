@@ -113,6 +113,8 @@ class ResidualBlock(nn.Cell):
         # A block starts as its shortcut (Goyal et al. 2017, section 5.1): gradients of the first layers stay small.
         self.bn3 = batch_norm(out_channels, norm_eval, gamma_init="zeros")
         self.relu = ops.ReLU()
+        # Not +, which is several small graphs to compile.
+        self.add = ops.Add()
         self.down_sample = down_sample
         if down_sample:
             self.conv_down_sample = conv(in_channels, out_channels, 1, stride)
@@ -122,7 +124,7 @@ class ResidualBlock(nn.Cell):
         out = self.relu(self.normed(self.conv1, self.bn1, x))
         out = self.relu(self.normed(self.conv2, self.bn2, out))
         shortcut = self.normed(self.conv_down_sample, self.bn_down_sample, x) if self.down_sample else x
-        return self.relu(self.normed(self.conv3, self.bn3, out) + shortcut)
+        return self.relu(self.add(self.normed(self.conv3, self.bn3, out), shortcut))
 
     def normed(self, convolution, norm, x):
         """A convolution and the norm behind it.

@@ -42,18 +42,17 @@ def pixel_rows(features):
     Returns:
         Tensor (P, C): level after level, in each image after image, in each row after row.
     """
-    rows = ()
-    for feature in features:
-        rows = rows + (_PIXELS_FIRST(feature),)
-    return ops.Concat()(rows)
+    return ops.Concat()(ops.Map()(_PIXELS_FIRST, features))
 
 
 def map_sizes(features):
     """Height and width of each of the feature maps (B, C, H_l, W_l), a tuple of pairs."""
-    sizes = ()
-    for feature in features:
-        sizes = sizes + (feature.shape[2:],)
-    return sizes
+    return _last_axes(ops.Map()(ops.shape, features))
+
+
+@ops.constexpr
+def _last_axes(shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, int], ...]:
+    return tuple(shape[2:] for shape in shapes)
 
 
 class _Turn(nn.Cell):

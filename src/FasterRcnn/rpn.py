@@ -5,6 +5,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import Normal
+from mindspore.ops.functional import tuple_getitem
 
 from src.FasterRcnn.bbox_assign_sample import BboxAssignSample
 from src.FasterRcnn.counting import count_up
@@ -17,6 +18,20 @@ def smooth_l1(difference, beta: float):
     """Smooth L1 (Girshick 2015), elementwise: 0.5 * d**2 / beta below beta, |d| - beta / 2 above."""
     distance = ops.abs(difference)
     return ops.where(distance < beta, 0.5 / beta * distance * distance, distance - 0.5 * beta)
+
+
+def unzip(pairs):
+    """Pairs (a, b), one per level, as a tuple of all a and one of all b."""
+    # Not a loop that adds to tuples: every sum is a small graph to compile.
+    return ops.Map()(_first, pairs), ops.Map()(_second, pairs)
+
+
+def _first(pair):
+    return tuple_getitem(pair, 0)
+
+
+def _second(pair):
+    return tuple_getitem(pair, 1)
 
 
 class RpnRegClsBlock(nn.Cell):
@@ -161,13 +176,7 @@ class RPN(nn.Cell):
         self.cell_patches = CellPatches()
 
     def construct(self, features):
-        head = self.rpn_convs_list[0]
-        logits, deltas = (), ()
-        for feature in features:
-            level_logits, level_deltas = head(feature)
-            logits = logits + (level_logits,)
-            deltas = deltas + (level_deltas,)
-        return logits, deltas
+        return unzip(ops.Map()(self.rpn_convs_list[0], features))
 
     def losses(self, logits, deltas, gt_boxes, gt_valid):
         """Classification and regression loss (Ren et al. 2015, equation 1).

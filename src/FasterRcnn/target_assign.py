@@ -37,12 +37,12 @@ def match(iou, pos_iou_thr: float, neg_iou_thr: float, min_pos_iou: float):
     _, best_of_gt = ops.ArgMaxWithValue(axis=2)(iou)
     # 2 is no IoU, so ground truths without a good candidate tie with none.
     best_of_gt = ops.where(best_of_gt >= min_pos_iou, best_of_gt, 2.0)
-    number = ops.cast(count_up(batch * num_gts) % num_gts + 1, mstype.float32)
+    number = ops.broadcast_to(ops.cast(count_up(num_gts) + 1, mstype.float32), (batch, num_gts))
     # The ground truth's number where the candidate ties with its best, far below 0 elsewhere. BiasAdd, because sums
     # with broadcasting keep two lists of 64-bit indices as long as their output on CPU, 900 MB here.
     rows = ops.reshape(iou, (1, batch * num_gts, num_candidates, 1))
     rows = ops.BiasAdd()(rows, ops.reshape(-best_of_gt, (-1,)))
-    claims = ops.BiasAdd()(rows * BEYOND_NUMBERS, number)
+    claims = ops.BiasAdd()(rows * BEYOND_NUMBERS, ops.reshape(number, (-1,)))
     _, last_claim = ops.ArgMaxWithValue(axis=1)(ops.reshape(claims, iou.shape))
     matched = ops.where(last_claim > 0, last_claim - 1, matched)
     return ops.cast(matched, mstype.int32)
