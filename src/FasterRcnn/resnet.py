@@ -52,6 +52,12 @@ class BatchNorm(nn.BatchNorm2d):
         self.moving_mean.requires_grad = False
         self.moving_variance.requires_grad = False
 
+    def construct(self, x):
+        # The parent asks for rank and settings first, which takes time to compile for each of 53 norms. Nor [0], which
+        # is a small graph of its own.
+        norm = self.bn_train if self.training else self.bn_infer
+        return tuple_getitem(norm(x, self.gamma, self.beta, self.moving_mean, self.moving_variance), 0)
+
 
 class FixedBatchNorm(BatchNorm):
     """Batch normalisation by the running mean and variance also in training; gamma and beta still learn.
@@ -65,7 +71,6 @@ class FixedBatchNorm(BatchNorm):
         self.zero_pixel = Tensor(np.zeros((1, num_features, 1, 1)), mstype.float32)
 
     def construct(self, x):
-        # Not [0], which is a small graph of its own to compile, for each of 53 norms.
         return tuple_getitem(self.bn_infer(x, self.gamma, self.beta, self.moving_mean, self.moving_variance), 0)
 
     def scaled(self, weight):
