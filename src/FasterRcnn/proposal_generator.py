@@ -81,7 +81,7 @@ class Proposal(nn.Cell):
 
 @ops.constexpr
 def _parts(counts: Sequence[int], batch: int) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
-    """First row and column and the size of every image's levels among the boxes (B * K, 4) of all."""
+    """Where every image's levels begin among the boxes (B * K, 4) of all images, and their sizes: rows, columns."""
     counts = [*counts] * batch
     firsts = np.cumsum([0, *counts[:-1]]).tolist()
     return tuple((first, 0) for first in firsts), tuple((count, 4) for count in counts)
