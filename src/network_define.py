@@ -241,10 +241,16 @@ class LossLog:
             LOGGER.info("first step done after %.1f s", time.time() - self.start)
             self.start = time.time()
         if self.talks and self.bar.disable and (step % self.plain_interval == 0 or step == self.steps):
-            per_step = (time.time() - self.start) / max(done - 1, 1)
-            left = per_step * (self.steps * self.epochs - done)
-            LOGGER.info("epoch %d/%d step %d/%d: total_loss %.5f, lr %.6f, %.2f s/step, %.1f min left",
-                        epoch, self.epochs, step, self.steps, total, rate, per_step, left / 60)
+            LOGGER.info("epoch %d/%d step %d/%d: total_loss %.5f, lr %.6f%s", epoch, self.epochs, step, self.steps,
+                        total, rate, self._pace(done))
+
+    def _pace(self, done: int) -> str:
+        """Seconds per step and time left for the plain line; nothing after the first step, which was left out."""
+        if done == 1:
+            return ""
+        per_step = (time.time() - self.start) / (done - 1)
+        left = per_step * (self.steps * self.epochs - done)
+        return f", {per_step:.2f} s/step, {left / 60:.1f} min left"
 
 
 class Checkpoints:

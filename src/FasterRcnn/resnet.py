@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, lazy_inline, nn, ops
 from mindspore import dtype as mstype
 from mindspore.ops.functional import tuple_getitem
 
@@ -104,6 +104,9 @@ class ResidualBlock(nn.Cell):
 
     stride_on_first = False
 
+    # Equal blocks of a stage are read and inferred once; they are put in place before anything is differentiated, and
+    # the graph is the same in the end.
+    @lazy_inline(policy="front")
     def __init__(self, in_channels: int, out_channels: int, stride: int, down_sample: bool, norm_eval: bool,
                  winograd: bool = False, fold_norms: bool = False):
         super().__init__()

@@ -471,6 +471,14 @@ def test_plain_lines_where_there_is_no_terminal(config, monkeypatch, info):
     assert "left" in lines[-1]
 
 
+def test_plain_line_of_the_first_step_promises_no_pace(config, monkeypatch, info):
+    # All time so far was the first step's, most of it compilation.
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    write_steps(config, 1)
+    lines = [record.message for record in info.records if "0.52655" in record.message]
+    assert ["s/step" in line for line in lines] == [False, True]
+
+
 def test_only_rank_0_talks(config, monkeypatch, info):
     monkeypatch.setattr(sys, "stderr", Terminal())
     write_steps(config, 5, Device("CPU", rank=1, num_devices=2))
