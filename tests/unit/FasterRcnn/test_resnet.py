@@ -58,7 +58,7 @@ def test_both_blocks_have_equal_parameters():
 
 
 @pytest.mark.parametrize("kind, layer_nums, pool", [
-    ("v1.5", (1, 1, 1, 1), "same"), ("v1.5", (1, 2, 1, 1), "symmetric"), ("v1", (2, 1, 1, 2), "same")])
+    ("v1.5", (1, 1, 1, 1), "same"), ("v1.5", (1, 3, 1, 1), "symmetric"), ("v1", (2, 1, 1, 2), "same")])
 def test_maps_equal_the_definition(kind, layer_nums, pool, image):
     """C2..C5 at strides 4 to 32. "same" pads the stem's pool right and bottom only, "symmetric" on all sides."""
     net = build(BLOCKS[kind], layer_nums, stem_pool_pad=pool).set_train(False)
@@ -153,6 +153,31 @@ def test_gradient_reaches_what_is_not_fixed(frozen_stages, image):
     for param, gradient in zip(params, gradients, strict=True):
         values = gradient.asnumpy()
         assert np.isfinite(values).all() and np.abs(values).max() > 0, param.name
+
+
+def test_equal_blocks_have_gradients_of_their_own(image):
+    """Blocks 1 and 2 of a stage are compiled once; each gradient is a slope of the definition nevertheless."""
+    layer_nums = (1, 1, 1, 3)
+    net = build(layer_nums=layer_nums).set_train()
+    names = [f"layer4.{number}.{part}" for number in (1, 2) for part in ("conv2.weight", "bn1.gamma")]
+    params = [net.parameters_dict()[name] for name in names]
+
+    def total(pixels):
+        c5 = net(pixels)[3]
+        return (c5 * c5).sum()
+
+    gradients = ms.grad(total, grad_position=None, weights=params)(tensor(image))
+    reference, rng = NumpyNet(net), np.random.default_rng(49)
+
+    def total_with(name, values):
+        moved = NumpyNet(net)
+        moved.values[name] = values
+        return (moved.backbone(image, blocks=layer_nums)[3] ** 2).sum()
+
+    for name, gradient in zip(names, gradients, strict=True):
+        direction = rng.normal(0, 1, gradient.shape)
+        ends = [total_with(name, reference.values[name] + step * direction) for step in (1e-6, -1e-6)]
+        np.testing.assert_allclose((gradient.asnumpy() * direction).sum(), (ends[0] - ends[1]) / 2e-6, rtol=1e-3)
 
 
 def test_initial_weights_are_he_normal():
