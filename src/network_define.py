@@ -245,7 +245,7 @@ class LossLog:
                         total, rate, self._pace(done))
 
     def _pace(self, done: int) -> str:
-        """Seconds per step and time left for the plain line; nothing after the first step, which was left out."""
+        """Seconds per step and time left for the plain line; nothing after the first step, as both count from it."""
         if done == 1:
             return ""
         per_step = (time.time() - self.start) / (done - 1)

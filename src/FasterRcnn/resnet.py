@@ -104,8 +104,8 @@ class ResidualBlock(nn.Cell):
 
     stride_on_first = False
 
-    # Equal blocks of a stage are read and inferred once; they are put in place before anything is differentiated, and
-    # the graph is the same in the end.
+    # Equal blocks of a stage are read and inferred once. By this policy they are put in place before anything is
+    # differentiated, and the graph is the same in the end; without it MindSpore compiles them on Ascend only.
     @lazy_inline(policy="front")
     def __init__(self, in_channels: int, out_channels: int, stride: int, down_sample: bool, norm_eval: bool,
                  winograd: bool = False, fold_norms: bool = False):

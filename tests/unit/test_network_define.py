@@ -230,6 +230,28 @@ def test_parameters_that_are_not_trained_stay(config):
     assert not np.array_equal(network.weight.asnumpy(), WEIGHT)
 
 
+def test_more_steps_than_rates_are_refused(config):
+    network = TinyDetector()
+    step = TrainStep(network, build_optimizer(config, network, [0.1]))
+    step.set_train()
+    batch = batch_of(*samples_of(1)[0])
+    step(*batch)
+    weight = network.weight.asnumpy().copy()
+    with pytest.raises(IndexError):
+        step(*batch)
+    np.testing.assert_array_equal(network.weight.asnumpy(), weight)
+
+
+def test_memory_of_the_compilation_is_given_back_once(config, monkeypatch):
+    calls = []
+    monkeypatch.setattr("src.network_define.give_back_memory", lambda: calls.append(True))
+    network = TinyDetector()
+    step = TrainStep(network, build_optimizer(config, network, [0.1] * 3))
+    step.set_train()
+    steps_of(step, samples_of(3))
+    assert len(calls) == 1
+
+
 def test_losses_do_not_add_up_over_calls():
     network, step = make_step(0.0, weight_decay=0.1, loss_scale=256.0)
     losses = steps_of(step, samples_of(1) * 4)
