@@ -105,7 +105,7 @@ class ResidualBlock(nn.Cell):
     stride_on_first = False
 
     # Equal blocks of a stage are read and inferred once. By this policy they are put in place before anything is
-    # differentiated, and the graph is the same in the end; without it MindSpore compiles them on Ascend only.
+    # differentiated, and results are the same to the last bit; without it compilation fails on CPU.
     @lazy_inline(policy="front")
     def __init__(self, in_channels: int, out_channels: int, stride: int, down_sample: bool, norm_eval: bool,
                  winograd: bool = False, fold_norms: bool = False):
