@@ -29,6 +29,11 @@ def pyramid(height: int, width: int, num_rois: int) -> tuple[list[np.ndarray], n
     return levels, rois.astype(np.float32)
 
 
+def pooled_gradient(num_rois: int) -> np.ndarray:
+    """A gradient for RoIs pooled to 7x7, (N, 256, 7, 7), as the layers behind would hand it back."""
+    return np.random.default_rng(1).normal(size=(num_rois, 256, 7, 7)).astype(np.float32)
+
+
 def some_pictures(coco_root: str, num_pictures: int, folder: Path) -> tuple[list[str], Path]:
     """Names of the classes, and in ``folder`` a data set in COCO layout of the first pictures of another's training."""
     root, annotations = folder / "coco", Path("annotations", "instances_train2017.json")

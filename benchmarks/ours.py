@@ -15,7 +15,14 @@ import numpy as np  # noqa: E402
 from mindspore import Tensor, nn, ops  # noqa: E402
 from mindspore import dtype as mstype  # noqa: E402
 
-from benchmarks.inputs import LEVEL_STRIDES, NUM_BOXES, pyramid, some_pictures, training_batch  # noqa: E402
+from benchmarks.inputs import (  # noqa: E402
+    LEVEL_STRIDES,
+    NUM_BOXES,
+    pooled_gradient,
+    pyramid,
+    some_pictures,
+    training_batch,
+)
 from src.model_utils.config import load_config  # noqa: E402
 
 ms.set_context(mode=ms.GRAPH_MODE)
@@ -105,7 +112,7 @@ def inference(height: int, width: int, num_classes: int, num_threads: int):
 
 
 def roi_align(height: int, width: int, num_rois: int, backward: bool, native: bool, num_threads: int):
-    """RoIAlign of a pyramid of one picture, perhaps with the gradient of the features."""
+    """RoIAlign of a pyramid of one picture, perhaps with the gradient of the features for one of the pooled RoIs."""
     from src.FasterRcnn.roi_align import SingleRoIExtractor
     pool = SingleRoIExtractor(7, 2, LEVEL_STRIDES, 56, native=native)
     levels, rois = pyramid(height, width, num_rois)
@@ -113,12 +120,11 @@ def roi_align(height: int, width: int, num_rois: int, backward: bool, native: bo
     if not backward:
         network = _Pooled(pool)
         return lambda: network(rois, *levels).asnumpy(), {}
-    # With the value: pooling is linear, and its gradient alone would be computed without it.
-    both = ops.value_and_grad(_Total(pool), tuple(range(1, len(levels) + 1)))
+    network, gradient = _PooledAndGradients(pool), Tensor(pooled_gradient(num_rois))
 
     def run():
-        value, gradients = both(rois, *levels)
-        return value.asnumpy(), [part.asnumpy() for part in gradients]
+        pooled, gradients = network(rois, gradient, *levels)
+        return pooled.asnumpy(), [part.asnumpy() for part in gradients]
 
     return run, {}
 
@@ -132,9 +138,16 @@ class _Pooled(nn.Cell):
         return self.pool(rois, levels)
 
 
-class _Total(_Pooled):
-    def construct(self, rois, *levels):
-        return ops.reduce_sum(self.pool(rois, levels))
+class _PooledAndGradients(nn.Cell):
+    """Pooling is linear: its gradients alone would be computed without it."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.pooled = _Pooled(pool)
+        self.gradients = ops.GradOperation(get_all=True, sens_param=True)
+
+    def construct(self, rois, gradient, *levels):
+        return self.pooled(rois, *levels), self.gradients(self.pooled)(rois, *levels, gradient)[1:]
 
 
 def matrix_product(side: int, num_threads: int):

@@ -15,7 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.transforms.functional import convert_image_dtype, pil_to_tensor
 
-from benchmarks.inputs import pyramid, training_batch
+from benchmarks.inputs import pooled_gradient, pyramid, training_batch
 
 
 def _detector(height: int, width: int, num_classes: int, trainable_stages: int = 3, norm_layer=FrozenBatchNorm2d,
@@ -101,12 +101,13 @@ def roi_align(height: int, width: int, num_rois: int, backward: bool, num_thread
     arrays, rois = pyramid(height, width, num_rois)
     levels = {str(index): torch.from_numpy(level) for index, level in enumerate(arrays)}
     pool, boxes = MultiScaleRoIAlign(list(levels), 7, 2), [torch.from_numpy(rois)]
+    gradient = torch.from_numpy(pooled_gradient(num_rois))
     for level in levels.values():
         level.requires_grad = backward
 
     def run():
         pooled = pool(levels, boxes, [(height, width)])
-        return torch.autograd.grad(pooled.sum(), list(levels.values())) if backward else pooled
+        return torch.autograd.grad(pooled, list(levels.values()), gradient) if backward else pooled
 
     return run, {}
 

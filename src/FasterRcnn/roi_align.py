@@ -180,8 +180,9 @@ class _SparseRoIAlign(nn.Cell):
     """RoIAlign as one sparse matrix product.
 
     Rows are the bins of all RoIs, columns the pixels of all levels of all images, stacked; each row holds the bilinear
-    weights of its samples (4 taps each). RoIAlign is linear in the features, so the product with the
-    (pixels, channels) matrix is the pooled output and the product with the transposed matrix its exact gradient.
+    weights of its samples (4 taps each), one entry for each pixel that they touch. RoIAlign is linear in the features,
+    so the product with the (pixels, channels) matrix is the pooled output and the product with the transposed matrix
+    its exact gradient.
     """
 
     def __init__(self, out_size: int, sample_num: int, featmap_strides: Sequence[int]):
@@ -192,6 +193,7 @@ class _SparseRoIAlign(nn.Cell):
         self.sample_offsets = Tensor((np.arange(out_size * sample_num) + 0.5) / sample_num, mstype.float32)
         self.sample_weight = 1.0 / sample_num
         self.num_taps = 2 * sample_num
+        self.earlier = Tensor(np.tri(self.num_taps, k=-1), mstype.float32)
         self.product = SparseProduct()
 
     def construct(self, rois, levels, features, pixels):
@@ -200,12 +202,13 @@ class _SparseRoIAlign(nn.Cell):
         if pixels is None:
             pixels = pixel_rows(features)
         columns, weights = self.taps(rois, levels, features)
-        pooled = self.product(entries_of(columns), ops.reshape(weights, (-1,)), pixels, columns.shape[0])
+        entries, values = entries_of(columns, weights)
+        pooled = self.product(entries, values, pixels, columns.shape[0])
         pooled = ops.reshape(pooled, (batch * num_rois, self.out_size * self.out_size, channels))
         return ops.reshape(_TURN(pooled), (batch * num_rois, channels, self.out_size, self.out_size))
 
     def taps(self, rois, levels, features):
-        """Columns and weights of all samples: (B * R * bins, taps * taps), int32 and float32."""
+        """Columns and weights of each bin's taps: (B * R * bins, taps * taps), int32 and float32."""
         batch, num_rois, _ = rois.shape
         height, width, scale, first_pixel = self.level_geometry(levels, features, batch)
         x1, y1, x2, y2 = ops.Split(2, 4)(rois)
@@ -237,7 +240,8 @@ class _SparseRoIAlign(nn.Cell):
             scale, size (Tensor): (B, R, 1) of the RoI's map: 1 / stride, and pixels along this axis.
 
         Returns:
-            two Tensors (B, R, out_size * taps): pixel numbers (whole float32) and weights, sample_num * 2 a bin.
+            two Tensors (B, R, out_size * taps): pixel numbers (whole float32) and weights, sample_num * 2 a bin. A
+            bin's first tap on a pixel has the weights of all its taps there, the others have 0.
         """
         begin = begin * scale
         bin_size = ((end + 1) * scale - begin) / self.out_size
@@ -247,10 +251,27 @@ class _SparseRoIAlign(nn.Cell):
         low = ops.floor(position)
         high = ops.minimum(low + 1, size - 1)
         fraction = position - low
-        pixel = ops.stack((low, high), axis=-1)
+        bins = (*begin.shape[:2], self.out_size, 1, self.num_taps)
+        pixel = ops.reshape(ops.stack((low, high), axis=-1), bins)
         weight = ops.stack((inside * (1 - fraction), inside * fraction), axis=-1) * self.sample_weight
+        weight = self.on_first_tap(pixel, ops.reshape(weight, bins))
         shape = (*begin.shape[:2], self.out_size * self.num_taps)
         return ops.reshape(pixel, shape), ops.reshape(weight, shape)
+
+    def on_first_tap(self, pixel, weight):
+        """Give the weights of a bin's taps on one pixel to the first of them, 0 to the others.
+
+        Most samples lie less than two pixels apart, so that two of three taps are enough on average.
+
+        Args:
+            pixel, weight (Tensor): (B, R, out_size, 1, taps).
+
+        Returns:
+            Tensor (B, R, out_size, taps).
+        """
+        same = ops.cast(ops.swapaxes(pixel, 3, 4) == pixel, mstype.float32)
+        first = ops.cast(ops.reduce_sum(same * self.earlier, -1) == 0, mstype.float32)
+        return first * ops.reduce_sum(same * weight, -1)
 
 
 @ops.constexpr
@@ -270,7 +291,7 @@ class SparseProduct(nn.Cell):
 
     Inputs:
         - **entries** (Tensor) - (E, 2) int32 row and column of each entry, see :func:`entries_of`.
-        - **weights** (Tensor) - (E,) float32 values.
+        - **values** (Tensor) - (E,) float32.
         - **dense** (Tensor) - (P, C).
         - **num_rows** (int) - rows of the sparse matrix.
 
@@ -283,20 +304,36 @@ class SparseProduct(nn.Cell):
         self.multiply = ops.SparseTensorDenseMatmul()
         self.multiply_transposed = ops.SparseTensorDenseMatmul(adjoint_st=True)
 
-    def construct(self, entries, weights, dense, num_rows):
-        return self.multiply(entries, weights, (num_rows, dense.shape[0]), dense)
+    def construct(self, entries, values, dense, num_rows):
+        return self.multiply(entries, values, _matrix_shape(num_rows, dense.shape[0]), dense)
 
-    def bprop(self, entries, weights, dense, num_rows, out, dout):
+    def bprop(self, entries, values, dense, num_rows, out, dout):
         """Gradients of the inputs: that of the dense matrix is the product with the transposed sparse one."""
-        gradient = self.multiply_transposed(entries, weights, (num_rows, dense.shape[0]), dout)
-        return ops.zeros_like(entries), ops.zeros_like(weights), gradient, 0
+        gradient = self.multiply_transposed(entries, values, _matrix_shape(num_rows, dense.shape[0]), dout)
+        return ops.zeros_like(entries), ops.zeros_like(values), gradient, 0
 
 
-def entries_of(columns):
-    """Row and column of every entry of a sparse matrix, (R * T, 2) int32, from the columns of each row's, (R, T)."""
+@ops.constexpr
+def _matrix_shape(num_rows: int, num_columns: int) -> Tensor:
+    """Shape of a sparse matrix; the operator takes a tuple only where the number of entries is known beforehand."""
+    return Tensor((num_rows, num_columns), mstype.int64)
+
+
+def entries_of(columns, weights):
+    """Entries of a sparse matrix that are not 0, row after row: the operator's time is their number.
+
+    Args:
+        columns (Tensor): (R, T) int32 columns in each row.
+        weights (Tensor): (R, T) float32, many of them 0.
+
+    Returns:
+        two Tensors: row and column (E, 2) int32, and value (E,), 0 <= E <= R * T.
+    """
     num_rows, _ = columns.shape
     rows = ops.broadcast_to(ops.reshape(count_up(num_rows), (num_rows, 1)), columns.shape)
-    return ops.stack((ops.reshape(rows, (-1,)), ops.reshape(columns, (-1,))), axis=1)
+    keep = weights != 0
+    places = ops.stack((ops.masked_select(rows, keep), ops.masked_select(columns, keep)), axis=1)
+    return places, ops.masked_select(weights, keep)
 
 
 # One for all: they have no state, and MindSpore reads the Python of each cell anew.

@@ -164,6 +164,37 @@ def test_constant_map_gives_the_constant_inside(extractor):
     assert not pooled[0, far_outside].any()
 
 
+@pytest.mark.parametrize("out_size, samples", [(5, 1), (7, 3), (3, 4)])
+def test_other_grids(out_size, samples):
+    """The sparse form where samples share pixels once, twice, many times or never."""
+    rois, features = roi_batch()[:1], feature_maps(22)
+    cell = SingleRoIExtractor(out_size, samples, STRIDES, FINEST)
+
+    def pooled(boxes, p2, p3, p4, p5):
+        return cell(boxes, (p2, p3, p4, p5))
+
+    results = Graph(pooled)(tensor(rois), *(tensor(level[:1]) for level in features)).asnumpy()
+    for roi, result in zip(rois[0].astype(np.float64), results, strict=True):
+        level = reference.roi_level(roi, FINEST)
+        _, _, height, width = features[level].shape
+        matrix = reference.roi_align_matrix(roi, STRIDES[level], height, width, out_size, samples)
+        expected = features[level][0].reshape(CHANNELS, -1) @ matrix.T
+        np.testing.assert_allclose(result.reshape(CHANNELS, -1), expected, atol=2e-5)
+
+
+def test_rois_that_see_no_pixel(extractor):
+    """Alone, far outside: the matrix of the sparse product has no entry. The output and the gradient are 0."""
+    rois = np.tile(np.float32([[-300, 40, -200, 90]]), (2, 33, 1))
+    maps = list(map(tensor, feature_maps(21)))
+
+    def total(boxes, p2, p3, p4, p5):
+        return extractor(boxes, p2, p3, p4, p5).sum()
+
+    assert not extractor(tensor(rois), *maps).asnumpy().any()
+    for gradient in ms.grad(Graph(total), grad_position=(1, 2, 3, 4))(tensor(rois), *maps):
+        assert not gradient.asnumpy().any()
+
+
 def test_linear_ramp_by_hand(extractor):
     """On a map that holds its column number, bin b of a RoI from x1 = 32 to x2 = 59 on stride 4 has its centre at
     column 8 + (b + 0.5) * 7 / 7: the bins are 1 cell wide, and no half cell is subtracted."""
