@@ -210,11 +210,12 @@ class _SparseRoIAlign(nn.Cell):
     def taps(self, rois, levels, features):
         """Columns and weights of each bin's taps: (B * R * bins, taps * taps), int32 and float32."""
         batch, num_rois, _ = rois.shape
-        height, width, scale, first_pixel = self.level_geometry(levels, features, batch)
-        x1, y1, x2, y2 = ops.Split(2, 4)(rois)
-        columns_y, weights_y = self.axis_taps(y1, y2, scale, height)
-        columns_x, weights_x = self.axis_taps(x1, x2, scale, width)
-        columns_y = first_pixel + columns_y * width
+        width, height, scale, first_pixel = self.level_geometry(levels, features, batch)
+        begin, end = ops.Split(2, 2)(rois)
+        pixels, weights = self.axis_taps(begin, end, scale, ops.Concat(2)((width, height)))
+        columns_x, columns_y = ops.Split(2, 2)(pixels)
+        weights_x, weights_y = ops.Split(2, 2)(weights)
+        columns_y = ops.expand_dims(first_pixel, 3) + columns_y * ops.expand_dims(width, 3)
         rows_shape = (batch * num_rois, self.out_size, 1, self.num_taps, 1)
         cols_shape = (batch * num_rois, 1, self.out_size, 1, self.num_taps)
         columns = ops.reshape(columns_y, rows_shape) + ops.reshape(columns_x, cols_shape)
@@ -223,39 +224,42 @@ class _SparseRoIAlign(nn.Cell):
         return ops.reshape(ops.cast(columns, mstype.int32), taps_shape), ops.reshape(weights, taps_shape)
 
     def level_geometry(self, levels, features, batch):
-        """Height, width, scale of each RoI's map and the column of its first pixel, all (B, R, 1) float32.
+        """Width, height, scale of each RoI's map and the column of its first pixel, all (B, R, 1) float32.
 
         Column numbers stay below 2**24 (165 images of 768 x 1280), where float32 counts exactly.
         """
         geometry = ops.gather(_maps(map_sizes(features), self.strides, batch), levels, 0)
-        height, width, scale, first_pixel, map_size = ops.Split(2, 5)(geometry)
+        width, height, scale, first_pixel, map_size = ops.Split(2, 5)(geometry)
         image = ops.cast(ops.reshape(count_up(batch), (batch, 1, 1)), mstype.float32)
-        return height, width, scale, first_pixel + image * map_size
+        return width, height, scale, first_pixel + image * map_size
 
     def axis_taps(self, begin, end, scale, size):
-        """Pixels and weights along one axis.
+        """Pixels and weights along both axes.
 
         Args:
-            begin, end (Tensor): (B, R, 1) first and last pixel of the RoI.
-            scale, size (Tensor): (B, R, 1) of the RoI's map: 1 / stride, and pixels along this axis.
+            begin, end (Tensor): (B, R, 2) first and last pixel of the RoI, x and y.
+            scale (Tensor): (B, R, 1) 1 / stride of the RoI's map.
+            size (Tensor): (B, R, 2) its pixels along x and y.
 
         Returns:
-            two Tensors (B, R, out_size * taps): pixel numbers (whole float32) and weights, sample_num * 2 a bin. A
+            two Tensors (B, R, 2, out_size * taps): pixel numbers (whole float32) and weights, sample_num * 2 a bin. A
             bin's first tap on a pixel has the weights of all its taps there, the others have 0.
         """
+        axes = (*begin.shape, 1)
         begin = begin * scale
         bin_size = ((end + 1) * scale - begin) / self.out_size
-        position = begin + self.sample_offsets * bin_size
+        position = ops.reshape(begin, axes) + self.sample_offsets * ops.reshape(bin_size, axes)
+        size = ops.reshape(size, axes)
         inside = ops.cast(ops.logical_and(position >= -1.0, position <= size), mstype.float32)
         position = ops.minimum(ops.maximum(position, 0.0), size - 1)
         low = ops.floor(position)
         high = ops.minimum(low + 1, size - 1)
         fraction = position - low
-        bins = (*begin.shape[:2], self.out_size, 1, self.num_taps)
+        bins = (*begin.shape, self.out_size, 1, self.num_taps)
         pixel = ops.reshape(ops.stack((low, high), axis=-1), bins)
         weight = ops.stack((inside * (1 - fraction), inside * fraction), axis=-1) * self.sample_weight
         weight = self.on_first_tap(pixel, ops.reshape(weight, bins))
-        shape = (*begin.shape[:2], self.out_size * self.num_taps)
+        shape = (*begin.shape, self.out_size * self.num_taps)
         return ops.reshape(pixel, shape), ops.reshape(weight, shape)
 
     def on_first_tap(self, pixel, weight):
@@ -264,22 +268,22 @@ class _SparseRoIAlign(nn.Cell):
         Most samples lie less than two pixels apart and share pixels: some 0.6 of a bin's pixels are different ones.
 
         Args:
-            pixel, weight (Tensor): (B, R, out_size, 1, taps).
+            pixel, weight (Tensor): (B, R, 2, out_size, 1, taps).
 
         Returns:
-            Tensor (B, R, out_size, taps).
+            Tensor (B, R, 2, out_size, taps).
         """
-        same = ops.cast(ops.swapaxes(pixel, 3, 4) == pixel, mstype.float32)
+        same = ops.cast(ops.reshape(pixel, (*pixel.shape[:4], self.num_taps, 1)) == pixel, mstype.float32)
         first = ops.cast(ops.reduce_sum(same * self.earlier, -1) == 0, mstype.float32)
         return first * ops.reduce_sum(same * weight, -1)
 
 
 @ops.constexpr
 def _maps(sizes: Sequence[tuple[int, int]], strides: Sequence[int], batch: int) -> Tensor:
-    """Height, width, scale, first row in :func:`pixel_rows` and size of each level's map, (levels, 5) float32."""
+    """Width, height, scale, first row in :func:`pixel_rows` and size of each level's map, (levels, 5) float32."""
     rows, first = [], 0
     for (height, width), stride in zip(sizes, strides, strict=True):
-        rows.append((height, width, 1.0 / stride, first, height * width))
+        rows.append((width, height, 1.0 / stride, first, height * width))
         first += batch * height * width
     return Tensor(rows, mstype.float32)
 
