@@ -3,7 +3,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.FasterRcnn.roi_align import SingleRoIExtractor, pixel_rows, roi_levels
+from src.FasterRcnn.roi_align import SingleRoIExtractor, entries_of, pixel_rows, roi_levels
 from tests.unit.FasterRcnn import reference
 from tests.unit.FasterRcnn.reference import Graph, tensor
 
@@ -180,6 +180,23 @@ def test_other_grids(out_size, samples):
         matrix = reference.roi_align_matrix(roi, STRIDES[level], height, width, out_size, samples)
         expected = features[level][0].reshape(CHANNELS, -1) @ matrix.T
         np.testing.assert_allclose(result.reshape(CHANNELS, -1), expected, atol=2e-5)
+
+
+def test_one_entry_for_each_pixel_of_a_bin():
+    """A RoI of 28 x 27.9 on stride 4 has bins one cell wide: both samples of an axis lie between the same two pixels,
+    so that a bin sees 4 pixels, by 16 taps."""
+    pool = SingleRoIExtractor(7, 2, STRIDES, FINEST).pool
+    roi = tensor([[[32, 40, 59, 66.9]]])
+
+    def entries(boxes, p2, p3, p4, p5):
+        return entries_of(*pool.taps(boxes, roi_levels(boxes, FINEST, 4), (p2, p3, p4, p5)))
+
+    places, values = Graph(entries)(roi, *(tensor(level[:1]) for level in feature_maps(23)))
+    assert places.shape == (49 * 4, 2) and values.shape == (49 * 4,)
+    assert len(set(map(tuple, places.asnumpy().tolist()))) == 49 * 4
+    first_bin = places.asnumpy()[:4]
+    assert first_bin.tolist() == [[0, row * WIDTH // 4 + column] for row in (10, 11) for column in (8, 9)]
+    np.testing.assert_allclose(np.bincount(places.asnumpy()[:, 0], values.asnumpy()), np.ones(49), atol=1e-5)
 
 
 def test_rois_that_see_no_pixel(extractor):
