@@ -265,7 +265,7 @@ class _SparseRoIAlign(nn.Cell):
     def on_first_tap(self, pixel, weight):
         """Give the weights of a bin's taps on one pixel to the first of them, 0 to the others.
 
-        Most samples lie less than two pixels apart and share pixels: some 0.6 of a bin's pixels are different ones.
+        Most samples lie less than two pixels apart and share pixels, so that many weights become 0.
 
         Args:
             pixel, weight (Tensor): (B, R, 2, out_size, 1, taps).
