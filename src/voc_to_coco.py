@@ -1,10 +1,15 @@
-"""Turn a data set in Pascal VOC layout (one XML file a picture) into the COCO layout that training reads.
+"""Turn a data set in Pascal VOC layout (one XML file an image) into the COCO layout that training reads.
 
     python -m src.voc_to_coco --images=images --annotations=annotations --output=face_masks \
         --classes=with_mask,without_mask,mask_worn_incorrectly
 
 It writes OUTPUT/annotations/instances_train2017.json, OUTPUT/annotations/instances_val2017.json and the
-pictures in OUTPUT/train2017 and OUTPUT/val2017. OUTPUT appears whole or not at all.
+images in OUTPUT/train2017 and OUTPUT/val2017, in sub-folders as in the image folder. OUTPUT appears whole or
+not at all. The last line accounts for every XML file and every image.
+
+XML files: those in sub-folders too, hidden ones not. `src/voc_xml.py` says in which encoding they are read and how
+the image of each is found. What the files leave open is refused, with an option that decides it: --encoding, --match.
+Images without an XML file are left out, unless --keep_unlabelled is given.
 
 Coordinates: VOC's own files count pixels from 1 and include the last one, so that the pixels' outer edges are
 xmin - 1 .. xmax; most other tools write these edges themselves, and some files hold xmin = 0. Numbers are
@@ -15,50 +20,27 @@ evaluation, which is VOC's own rule.
 """
 import argparse
 import logging
-import math
 import os
+import re
 import shutil
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from xml.etree import ElementTree
-from xml.parsers import expat
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from src.annotations import MAX_LISTED, count_of, listed, path_below
+from src.annotations import count_of, listed
 from src.files import write_json
 from src.model_utils.errors import UserError
+from src.voc_xml import MATCH_CHOICES, ReadOptions, VocData, VocImage, nfc, read_voc
 
 LOGGER = logging.getLogger(__name__)
 
 SUBSETS = ("train2017", "val2017")
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 DIFFICULT_CHOICES = ("crowd", "keep", "drop")
-MAX_XML_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class VocObject:
-    """One `<object>`: its class, (xmin, ymin, xmax, ymax) as written, and its `difficult` flag."""
-
-    name: str
-    corners: tuple[float, float, float, float]
-    is_difficult: bool
-
-
-@dataclass(frozen=True)
-class VocImage:
-    """One XML file: its path, the picture it describes, the picture's (width, height), the objects."""
-
-    xml_path: Path
-    picture: Path
-    size: tuple[int, int]
-    objects: tuple[VocObject, ...]
 
 
 @dataclass(frozen=True)
@@ -88,33 +70,50 @@ class Summary:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the arguments and convert; returns the exit code 0."""
     arguments = _parser().parse_args(argv)
-    images = read_voc(arguments.annotations, arguments.images)
-    class_names = _class_names(arguments.classes, images)
+    read_options = ReadOptions(arguments.match, arguments.encoding, arguments.keep_unlabelled)
+    data = read_voc(arguments.annotations, arguments.images, read_options)
+    class_names = _class_names(arguments.classes, data.images)
     if arguments.train_list or arguments.val_list:
-        subsets = split_by_lists(images, arguments.train_list, arguments.val_list)
+        subsets = split_by_lists(data.images, arguments.train_list, arguments.val_list)
     else:
-        subsets = split_at_random(images, arguments.val_fraction, arguments.seed)
+        subsets = split_at_random(data.images, arguments.val_fraction, arguments.seed)
     options = Options(class_names, arguments.one_based, arguments.difficult)
     write_coco(arguments.output, subsets, options, hard_links=arguments.hard_links)
+    log_account(data, subsets, read_options)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m src.voc_to_coco", allow_abbrev=False,
                                      description=__doc__.split("\n\n", 1)[0])
-    parser.add_argument("--images", required=True, type=Path, help="folder of the pictures")
-    parser.add_argument("--annotations", required=True, type=Path, help="folder of the XML files, one a picture")
+    parser.add_argument("--images", required=True, type=Path,
+                        help="folder of the images; each is looked for in the sub-folder that its XML file has below "
+                             "--annotations, then in this folder")
+    parser.add_argument("--annotations", required=True, type=Path,
+                        help="folder of the XML files, one an image, also in sub-folders")
     parser.add_argument("--output", required=True, type=Path, help="folder to make; it must not exist or be empty")
     parser.add_argument("--classes", default="",
                         help="names separated by commas, in the order of the class numbers; other names in the XML "
                              "files are an error (default: all names found, in alphabetical order)")
+    parser.add_argument("--match", choices=MATCH_CHOICES, default="",
+                        help="which is right where <filename> in an XML file names one image and the XML file's own "
+                             "name is that of another (default: such files are refused by name)")
+    parser.add_argument("--encoding", default="", metavar="NAME",
+                        help="encoding, such as gb18030 or cp1252, of XML files that declare none and are not plainly "
+                             "UTF-8, and of those that declare one that Python does not know or that their bytes "
+                             "contradict; all others are read as they declare (default: such files are refused by "
+                             "name, but one that declares none and can be read as UTF-8 is read so)")
+    parser.add_argument("--keep_unlabelled", action="store_true",
+                        help="images without an XML file become images without boxes, which are background (default: "
+                             "they are left out)")
     parser.add_argument("--val_fraction", type=float, default=0.2,
-                        help="share of the pictures that goes to the evaluation set (default: %(default)s)")
+                        help="share of the images that goes to the evaluation set (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1,
                         help="another seed gives another division into the two sets (default: %(default)s)")
     parser.add_argument("--train_list", type=Path,
                         help="file of names without suffix, one a line, such as ImageSets/Main/train.txt: the "
-                             "training set; needs --val_list and replaces --val_fraction")
+                             "training set; needs --val_list and replaces --val_fraction. sub/1 is sub/1.xml below "
+                             "--annotations; 1 is 1.xml, or else the only one of that name in any sub-folder")
     parser.add_argument("--val_list", type=Path, help="the same for the evaluation set")
     parser.add_argument("--one_based", action="store_true",
                         help="the corners count pixels from 1, as in the original VOC files: xmin and ymin are "
@@ -123,126 +122,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="objects marked difficult become crowd boxes (neither learnt nor scored), are kept as "
                              "others, or are dropped (default: %(default)s)")
     parser.add_argument("--hard_links", action="store_true",
-                        help="link the pictures instead of copying them, where both folders are on one disk")
+                        help="link the images instead of copying them, where both folders are on one disk")
     return parser
-
-
-# ---- reading ---------------------------------------------------------------------------------------------
-
-def read_voc(annotation_dir: str | Path, image_dir: str | Path) -> list[VocImage]:
-    """Read all XML files of a folder.
-
-    The picture is the one named by `<filename>`, or, where that does not exist, the one named like the XML file.
-
-    Args:
-        annotation_dir (str | Path): folder of the XML files.
-        image_dir (str | Path): folder of the pictures.
-
-    Returns:
-        list[VocImage]: in the order of the XML files' names.
-
-    Raises:
-        UserError: lists every file that is broken, lacks something, or whose picture is missing.
-    """
-    annotation_dir, image_dir = Path(annotation_dir), Path(image_dir)
-    for key, folder in (("--annotations", annotation_dir), ("--images", image_dir)):
-        if not folder.is_dir():
-            raise UserError(f"{key}={folder}: there is no such folder")
-    paths = sorted(annotation_dir.glob("*.xml"))
-    if not paths:
-        raise UserError(f"--annotations={annotation_dir}: holds no *.xml files")
-    images, faults = [], []
-    xml_of: dict[Path, Path] = {}
-    for path in paths:
-        try:
-            image = _read_image(path, image_dir.resolve())
-            if image.picture in xml_of:
-                raise UserError(f"its picture {image.picture.name} already belongs to {xml_of[image.picture].name}")
-        except UserError as error:
-            faults.append(f"{path}: {error}")
-            continue
-        xml_of[image.picture] = path
-        images.append(image)
-    if faults:
-        more = f"\n  and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
-        raise UserError(f"{count_of(len(faults), 'annotation file')} cannot be used:\n  "
-                        + "\n  ".join(faults[:MAX_LISTED]) + more)
-    return images
-
-
-def _read_image(path: Path, image_dir: Path) -> VocImage:
-    """One XML file; the UserErrors do not name it."""
-    root = parse_xml(path)
-    picture = _find_picture(root.findtext("filename", "").strip(), path.stem, image_dir)
-    try:
-        with Image.open(picture) as opened:
-            size = opened.size
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"its picture {picture} cannot be read") from error
-    stated = tuple(_number(root.find("size"), side, "<size>") if root.findtext(f"size/{side}") else 0
-                   for side in ("width", "height"))
-    if 0 not in stated and stated != size:
-        raise UserError(f"says {stated[0]:g} x {stated[1]:g} pixels, its picture {picture} has {size[0]} x {size[1]}")
-    objects = tuple(_read_object(element, f"object {number}")
-                    for number, element in enumerate(root.iter("object"), start=1))
-    return VocImage(path, picture, size, objects)
-
-
-def parse_xml(path: Path) -> ElementTree.Element:
-    """Parse an XML file that may come from anywhere: document type declarations are refused.
-
-    Entities are declared there, and a few lines of nested ones fill the memory.
-
-    Raises:
-        UserError: with line and column; does not name the file.
-    """
-    try:
-        if path.stat().st_size > MAX_XML_BYTES:
-            raise UserError(f"has more than {MAX_XML_BYTES:,} bytes")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})") from error
-    parser = expat.ParserCreate()
-    parser.StartDoctypeDeclHandler = _refuse_doctype
-    try:
-        parser.Parse(data, True)
-        return ElementTree.fromstring(data)
-    except (expat.ExpatError, ElementTree.ParseError) as error:
-        raise UserError(f"is not valid XML ({error})") from error
-
-
-def _refuse_doctype(*_: object) -> None:
-    raise UserError("has a document type declaration (<!DOCTYPE ...>); VOC annotations need none, remove it")
-
-
-def _find_picture(file_name: str, stem: str, image_dir: Path) -> Path:
-    candidates = [file_name] if file_name else []
-    candidates += [stem + suffix for suffix in (*PICTURE_SUFFIXES, *(suffix.upper() for suffix in PICTURE_SUFFIXES))]
-    for candidate in candidates:
-        picture = path_below(image_dir, candidate)
-        if picture.is_file():
-            return picture
-    raise UserError(f"its picture {file_name or stem + '.*'} is not in {image_dir}")
-
-
-def _read_object(element: ElementTree.Element, what: str) -> VocObject:
-    name = element.findtext("name", "").strip()
-    if not name:
-        raise UserError(f"{what} has no <name>")
-    box = element.find("bndbox")
-    corners = tuple(_number(box, key, f"<bndbox> of {what}") for key in ("xmin", "ymin", "xmax", "ymax"))
-    return VocObject(name, corners, element.findtext("difficult", "0").strip() == "1")
-
-
-def _number(parent: ElementTree.Element | None, key: str, what: str) -> float:
-    text = None if parent is None else parent.findtext(key)
-    try:
-        number = float(text)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{what}: <{key}> is {text!r}; expected a number") from error
-    if not math.isfinite(number):
-        raise UserError(f"{what}: <{key}> is {text!r}; expected a finite number")
-    return number
 
 
 def _class_names(argument: str, images: Sequence[VocImage]) -> tuple[str, ...]:
@@ -267,25 +148,25 @@ def _class_names(argument: str, images: Sequence[VocImage]) -> tuple[str, ...]:
 # ---- the two sets ----------------------------------------------------------------------------------------
 
 def split_at_random(images: Sequence[VocImage], val_fraction: float, seed: int) -> dict[str, list[VocImage]]:
-    """Divide pictures at random; the same seed gives the same division.
+    """Divide images at random; the same seed gives the same division.
 
     Args:
         images (Sequence[VocImage]): at least two.
-        val_fraction (float): share of the evaluation set, between 0 and 1; each set gets at least one picture.
+        val_fraction (float): share of the evaluation set, between 0 and 1; each set gets at least one image.
         seed (int): 0 or more.
 
     Returns:
         dict[str, list[VocImage]]: by SUBSETS, each in the given order.
 
     Raises:
-        UserError: the fraction or the seed is out of range, or there is only one picture.
+        UserError: the fraction or the seed is out of range, or there is only one image.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"--val_fraction={val_fraction}: expected a number between 0 and 1")
     if seed < 0:
         raise UserError(f"--seed={seed}: expected 0 or more")
     if len(images) < 2:
-        raise UserError("one picture cannot be divided into a training and an evaluation set")
+        raise UserError("one image cannot be divided into a training and an evaluation set")
     num_val = min(max(round(val_fraction * len(images)), 1), len(images) - 1)
     in_val = np.zeros(len(images), bool)
     in_val[np.random.default_rng(seed).permutation(len(images))[:num_val]] = True
@@ -295,58 +176,83 @@ def split_at_random(images: Sequence[VocImage], val_fraction: float, seed: int) 
 
 def split_by_lists(images: Sequence[VocImage], train_list: Path | None,
                    val_list: Path | None) -> dict[str, list[VocImage]]:
-    """Divide pictures by two lists of names; pictures in neither are left out, with their number logged.
+    """Divide images by two lists of names; images in neither are left out.
+
+    Args:
+        images (Sequence[VocImage]): a name on a list is their `name`, or the part behind its last / where only one
+            image has it.
+        train_list (Path | None): text file, one name a line; 1, -1 or 0 may follow, as in VOC's lists of one class.
+        val_list (Path | None): the same.
 
     Returns:
         dict[str, list[VocImage]]: by SUBSETS, each in the order of its list.
 
     Raises:
-        UserError: one list is missing or empty, a name is unknown or comes twice.
+        UserError: one list is missing or empty, a name is unknown, stands for several images, or comes twice.
     """
     if not train_list or not val_list:
         raise UserError("--train_list and --val_list are only useful together: give both or neither")
-    image_of = {image.xml_path.stem: image for image in images}
-    place_of: dict[str, str] = {}
+    names = _ListNames(images)
+    place_of: dict[Path, str] = {}
     subsets: dict[str, list[VocImage]] = {}
     for subset, path in zip(SUBSETS, (train_list, val_list), strict=True):
         subsets[subset] = []
-        for number, name in _list_lines(path):
+        for number, line in _list_lines(path):
             place = f"{path} line {number}"
-            if name not in image_of:
-                raise UserError(f"{place}: there is no annotation file {name}.xml")
-            if name in place_of:
-                raise UserError(f"{place}: {name} is already on {place_of[name]}")
-            place_of[name] = place
-            subsets[subset].append(image_of[name])
+            image = names.image_of(line, place)
+            if image.path in place_of:
+                raise UserError(f"{place}: {image.name} is already on {place_of[image.path]}")
+            place_of[image.path] = place
+            subsets[subset].append(image)
         if not subsets[subset]:
             raise UserError(f"{path}: has no names; expected one a line")
-    if len(place_of) < len(images):
-        LOGGER.warning("%s in neither list left out", count_of(len(images) - len(place_of), "picture"))
     return subsets
 
 
+class _ListNames:
+    """What the names on a list stand for."""
+
+    def __init__(self, images: Sequence[VocImage]) -> None:
+        self._whole: dict[str, list[VocImage]] = defaultdict(list)
+        self._bare: dict[str, list[VocImage]] = defaultdict(list)
+        for image in images:
+            self._whole[nfc(image.name)].append(image)
+            self._bare[nfc(image.name).rsplit("/", 1)[-1]].append(image)
+
+    def image_of(self, line: str, place: str) -> VocImage:
+        whole = nfc(line.replace("\\", "/"))
+        name = re.sub(r"\s+(-1|0|1)$", "", whole)           # the lists of single classes have these behind the name
+        hits = next((known[key] for key in (whole, name) for known in (self._whole, self._bare) if key in known), [])
+        if not hits:
+            raise UserError(f"{place}: there is no annotation file {name}.xml")
+        if len(hits) > 1:
+            raise UserError(f"{place}: {name} stands for {listed([image.file_name for image in hits])}; write the "
+                            "folder too, such as sub/1, or give them different names")
+        return hits[0]
+
+
 def _list_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line number and first word of every line: the lists of single classes have 1 or -1 behind the name."""
+    """Number and content of every line that is not empty."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a list of names ({error})") from error
-    return ((number, line.split()[0]) for number, line in enumerate(lines, start=1) if line.strip())
+    return ((number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip())
 
 
 # ---- writing ---------------------------------------------------------------------------------------------
 
 def write_coco(output: str | Path, subsets: dict[str, list[VocImage]], options: Options, *,
                hard_links: bool = False) -> None:
-    """Write pictures and annotation files in COCO layout.
+    """Write images and annotation files in COCO layout.
 
     Everything is made in a folder `.NAME.unfinished` beside the output, which takes its place at the end.
 
     Args:
         output (str | Path): folder to make; it must not exist or be empty.
-        subsets (dict[str, list[VocImage]]): pictures by subset.
+        subsets (dict[str, list[VocImage]]): images by subset.
         options (Options): classes and rules.
-        hard_links (bool): link pictures where that is possible, else copy them.
+        hard_links (bool): link images where that is possible, else copy them.
 
     Raises:
         UserError: the output exists and is not empty, or cannot be written.
@@ -375,19 +281,18 @@ def _write_subset(root: Path, subset: str, images: Sequence[VocImage], options: 
     folder.mkdir(parents=True)
     summary = Summary()
     annotations: list[dict] = []
-    for image_id, image in enumerate(tqdm(images, desc=subset, unit="picture", disable=None), start=1):
-        target = folder / image.picture.name
-        if target.exists():
-            raise UserError(f"two pictures are called {image.picture.name}; names must differ without their folders")
-        _place(image.picture, target, hard_links=hard_links)
+    for image_id, image in enumerate(tqdm(images, desc=subset, unit="image", disable=None), start=1):
+        target = folder / image.file_name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _place(image.path, target, hard_links=hard_links)
         for row in _coco_rows(image, options, summary):
             annotations.append({"id": len(annotations) + 1, "image_id": image_id} | row)
     categories = [{"id": number, "name": name} for number, name in enumerate(options.class_names, start=1)]
     write_json(root / "annotations" / f"instances_{subset}.json", {
-        "images": [{"id": image_id, "file_name": image.picture.name, "width": image.size[0], "height": image.size[1]}
+        "images": [{"id": image_id, "file_name": image.file_name, "width": image.size[0], "height": image.size[1]}
                    for image_id, image in enumerate(images, start=1)],
         "annotations": annotations, "categories": categories})
-    LOGGER.info("%s: %s, %s (%s), %d of them crowd", subset, count_of(len(images), "picture"),
+    LOGGER.info("%s: %s, %s (%s), %d of them crowd", subset, count_of(len(images), "image"),
                 count_of(len(annotations), "box", "boxes"),
                 ", ".join(f"{name} {summary.boxes[name]}" for name in options.class_names), summary.num_crowd)
     if summary.dropped:
@@ -395,33 +300,76 @@ def _write_subset(root: Path, subset: str, images: Sequence[VocImage], options: 
                        listed(summary.dropped))
 
 
-def _place(picture: Path, target: Path, *, hard_links: bool) -> None:
+def _place(image: Path, target: Path, *, hard_links: bool) -> None:
     if hard_links:
         try:
-            os.link(picture, target)
+            os.link(image, target)
             return
         except OSError as error:
-            LOGGER.debug("%s is copied: %s", picture, error)
-    shutil.copyfile(picture, target)
+            LOGGER.debug("%s is copied: %s", image, error)
+    shutil.copyfile(image, target)
 
 
 def _coco_rows(image: VocImage, options: Options, summary: Summary) -> Iterator[dict]:
-    """The annotations of one picture without their ids."""
+    """The annotations of one image without their ids."""
     for number, item in enumerate(image.objects, start=1):
         x1, y1, x2, y2 = item.corners
         if options.one_based:
             x1, y1 = x1 - 1, y1 - 1
         if x2 <= x1 or y2 <= y1:
-            summary.dropped.append(f"{image.xml_path.name} object {number} (no area)")
+            summary.dropped.append(f"{image.xml_path} object {number} (no area)")
             continue
         if item.is_difficult and options.difficult == "drop":
-            summary.dropped.append(f"{image.xml_path.name} object {number} (difficult)")
+            summary.dropped.append(f"{image.xml_path} object {number} (difficult)")
             continue
         crowd = item.is_difficult and options.difficult == "crowd"
         summary.boxes[item.name] += 1
         summary.num_crowd += crowd
         yield {"category_id": options.class_names.index(item.name) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1],
                "area": (x2 - x1) * (y2 - y1), "iscrowd": int(crowd)}
+
+
+# ---- the account -----------------------------------------------------------------------------------------
+
+def log_account(data: VocData, subsets: dict[str, list[VocImage]], options: ReadOptions) -> None:
+    """Log one line in which every XML file and every image is counted once; a warning if any was left out.
+
+    Args:
+        data (VocData): what was read.
+        subsets (dict[str, list[VocImage]]): what was written.
+        options (ReadOptions): how it was read.
+    """
+    used = [image for images in subsets.values() for image in images]
+    with_xml = [image for image in used if image.xml_path]
+    num_xml = sum(image.xml_path is not None for image in data.images)
+    kept, unlisted_xml = len(used) - len(with_xml), num_xml - len(with_xml)
+    unlisted = len(data.images) - num_xml - kept
+    details = [(sum(not image.objects for image in with_xml), "without objects", False),
+               (_found(with_xml, "stem"), "found their image by their own name, as <filename> found none", False),
+               (_found(with_xml, "match"), f"decided by --match={options.match}", bool(options.match)),
+               (sum(image.encoding_given for image in with_xml), f"read as --encoding={options.encoding}",
+                bool(options.encoding))]
+    xml_parts = [(len(with_xml), f"used{_joined(details, ' ({})')}", True),
+                 (unlisted_xml, "left out (in neither list)", False)]
+    image_parts = [(len(with_xml), "used with their XML file", True),
+                   (unlisted_xml, "left out with theirs (in neither list)", False),
+                   (kept, "kept without one, as background", options.keep_unlabelled),
+                   (unlisted, "left out without one (in neither list)", False),
+                   (len(data.left_out), f"left out without one ({listed(data.left_out)}; --keep_unlabelled keeps them "
+                                        "as background)", False)]
+    LOGGER.log(logging.WARNING if unlisted_xml or unlisted or data.left_out else logging.INFO, "%s: %s; %s: %s",
+               count_of(num_xml, "XML file"), _joined(xml_parts),
+               count_of(len(data.images) + len(data.left_out), "image"), _joined(image_parts))
+
+
+def _found(images: Sequence[VocImage], how: str) -> int:
+    return sum(image.found_by == how for image in images)
+
+
+def _joined(parts: Sequence[tuple[int, str, bool]], frame: str = "{}") -> str:
+    """The counts with their words, those of 0 only if marked; "" for none."""
+    text = ", ".join(f"{number} {words}" for number, words, always in parts if number or always)
+    return frame.format(text) if text else ""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Pascal VOC folders to COCO layout."""
 import json
 import logging
+import re
 
 import cv2
 import numpy as np
@@ -9,19 +10,10 @@ import pytest
 from src import voc_to_coco
 from src.annotations import read_coco
 from src.model_utils.errors import UserError
+from src.voc_xml import read_voc
+from tests.unit.voc_sets import add_image, add_xml, xml_object, xml_of
 
 CLASSES = ("mask", "no mask")
-
-
-def xml_object(name="mask", corners=(1, 2, 11, 22), difficult=0):
-    x1, y1, x2, y2 = corners
-    return (f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x1}</xmin>"
-            f"<ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>")
-
-
-def xml_of(file_name, *objects, width=40, height=30):
-    return (f"<annotation><filename>{file_name}</filename><size><width>{width}</width><height>{height}</height>"
-            f"<depth>3</depth></size>{''.join(objects)}</annotation>")
 
 
 @pytest.fixture
@@ -123,7 +115,7 @@ def test_the_seed_decides_the_division(voc, tmp_path):
 
 @pytest.mark.parametrize(("fraction", "num_val"), [(0.01, 1), (0.25, 2), (0.99, 9)])
 def test_both_sets_get_pictures(voc, fraction, num_val):
-    images = voc_to_coco.read_voc(voc / "annotations", voc / "images")
+    images = read_voc(voc / "annotations", voc / "images").images
     subsets = voc_to_coco.split_at_random(images, fraction, seed=1)
     assert len(subsets["val2017"]) == num_val
     assert len(subsets["train2017"]) == 10 - num_val
@@ -137,13 +129,14 @@ def test_lists_of_voc_decide_the_division(voc, tmp_path, caplog):
                            f"--val_list={tmp_path / 'val.txt'}")
     assert names(contents["train2017"]) == ["p5.png", "p1.png"]
     assert names(contents["val2017"]) == ["p0.png"]
-    assert "7 pictures in neither list left out" in caplog.text
+    assert "10 XML files: 3 used, 7 left out (in neither list)" in caplog.text
 
 
 @pytest.mark.parametrize(("train", "val", "message"), [
     ("p1\np77\n", "p2\n", r"train\.txt line 2: there is no annotation file p77\.xml"),
     ("p1\n", "p2\np1\n", r"val\.txt line 2: p1 is already on .*train\.txt line 1"),
     ("p1\n", "\n", r"val\.txt: has no names"),
+    ("p1 5\n", "p2\n", r"train\.txt line 1: there is no annotation file p1 5\.xml"),
     ("p1\n", None, "give both or neither"),
 ])
 def test_faulty_lists(voc, tmp_path, train, val, message):
@@ -154,48 +147,6 @@ def test_faulty_lists(voc, tmp_path, train, val, message):
             flags.append(f"--{key}_list={tmp_path / f'{key}.txt'}")
     with pytest.raises(UserError, match=message):
         convert(voc, tmp_path / "out", *flags)
-
-
-BOMB = ('<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "xxxxxxxxxx"><!ENTITY y "&x;&x;&x;&x;&x;&x;&x;&x;">]>'
-        "<annotation><filename>&y;</filename></annotation>")
-
-
-@pytest.mark.parametrize(("content", "message"), [
-    ("<annotation>\n<filename>p1.png</filename>\n<object>", r"is not valid XML \(no element found: line 3, column 8\)"),
-    ("", "is not valid XML"),
-    (BOMB, "document type declaration"),
-    (BOMB.encode("utf-16"), "document type declaration"),
-    (xml_of("p1.png", "<object><name>mask</name></object>"), r"<bndbox> of object 1: <xmin> is None"),
-    (xml_of("p1.png", xml_object(), xml_object(corners=("a", 1, 2, 3))), "object 2: <xmin> is 'a'; expected a number"),
-    (xml_of("p1.png", xml_object(corners=("nan", 1, 2, 3))), "object 1: <xmin> is 'nan'"),
-    (xml_of("p1.png", xml_object(name="")), "object 1 has no <name>"),
-    (xml_of("p1.png", width=30, height=40), r"says 30 x 40 pixels, its picture .*p1\.png has 40 x 30"),
-    (xml_of("p2.png"), r"already belongs to|its picture p2\.png"),
-    (xml_of("../../secret.png"), "outside the picture folder"),
-])
-def test_faulty_xml_files_are_named(voc, tmp_path, content, message):
-    path = voc / "annotations" / "p1.xml"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=message) as raised:
-        convert(voc, tmp_path / "out")
-    assert "1 annotation file cannot be used" in str(raised.value)
-    assert not (tmp_path / "out").exists()
-
-
-def test_missing_and_broken_pictures_are_named(voc, tmp_path):
-    (voc / "images" / "p1.png").unlink()
-    (voc / "images" / "p2.png").write_text("text")
-    with pytest.raises(UserError, match="2 annotation files cannot be used") as raised:
-        convert(voc, tmp_path / "out")
-    assert "p1.xml: its picture p1.png is not in" in str(raised.value)
-    assert "p2.xml: its picture" in str(raised.value)
-
-
-def test_the_picture_may_have_the_name_of_the_xml_file(voc):
-    (voc / "annotations" / "p1.xml").write_text(xml_of("IMG_0815.JPG", xml_object(), width=0, height=0))
-    images = voc_to_coco.read_voc(voc / "annotations", voc / "images")
-    assert images[1].picture.name == "p1.png"
-    assert images[1].size == (40, 30)
 
 
 def test_unknown_classes_are_named_with_a_file(voc, tmp_path):
@@ -213,10 +164,10 @@ def test_faulty_arguments(voc, tmp_path, flags, message):
 
 
 def test_missing_folders(voc, tmp_path):
-    with pytest.raises(UserError, match=r"--annotations=.*none: there is no such folder"):
-        voc_to_coco.read_voc(tmp_path / "none", voc / "images")
+    with pytest.raises(UserError, match=r"--annotations=.*annotations: there is no such folder"):
+        convert(tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match=r"holds no \*\.xml files"):
-        voc_to_coco.read_voc(voc / "images", voc / "images")
+        read_voc(voc / "images", voc / "images")
 
 
 def test_an_output_that_holds_something_is_left_alone(voc, tmp_path):
@@ -230,19 +181,149 @@ def test_an_output_that_holds_something_is_left_alone(voc, tmp_path):
     convert(voc, output)                                      # an empty folder is taken
 
 
-def test_two_pictures_of_one_name_leave_nothing_behind(voc, tmp_path):
-    (voc / "images" / "sub").mkdir()
-    cv2.imwrite(str(voc / "images" / "sub" / "p1.png"), np.zeros((30, 40, 3), np.uint8))
-    (voc / "annotations" / "p2.xml").write_text(xml_of("sub/p1.png"))
-    images = voc_to_coco.read_voc(voc / "annotations", voc / "images")
-    with pytest.raises(UserError, match=r"two pictures are called p1\.png"):
+def test_a_failure_leaves_nothing_behind(voc, tmp_path):
+    images = read_voc(voc / "annotations", voc / "images").images
+    (voc / "images" / "p5.png").unlink()                      # after it was read
+    with pytest.raises(UserError, match=r"--output=.*out: cannot be written"):
         voc_to_coco.write_coco(tmp_path / "out", {"train2017": images}, voc_to_coco.Options(CLASSES))
     assert [path.name for path in tmp_path.iterdir()] == ["voc"]
+
+
+# ---- sub-folders
+
+@pytest.fixture
+def nested(tmp_path):
+    """Images 1 and 2 in the folder, 1 and 3 in a, 1 and 4 in a/b; the value of all pixels tells which it is."""
+    root = tmp_path / "nested"
+    for value, name in enumerate(("1", "2", "a/1", "a/3", "a/b/1", "a/b/4")):
+        add_image(root / "images" / f"{name}.png", value)
+        add_xml(root / "annotations" / f"{name}.xml", f"{name[-1]}.png", xml_object(corners=(value, 0, 9, 9)))
+    return root
+
+
+NESTED = ["1.png", "2.png", "a/1.png", "a/3.png", "a/b/1.png", "a/b/4.png"]
+
+
+def test_sub_folders_stay_in_file_names(nested, tmp_path):
+    contents = convert(nested, tmp_path / "out")
+    assert sorted(names(contents["train2017"]) + names(contents["val2017"])) == NESTED
+    for subset, content in contents.items():
+        assert read_coco(tmp_path / "out" / "annotations" / f"instances_{subset}.json", tmp_path / "out" / subset,
+                         ["mask"])
+        for file_name in names(content):
+            value = cv2.imread(str(tmp_path / "out" / subset / file_name))[0, 0, 0]
+            assert NESTED[value] == file_name
+            row, = boxes_of(contents, file_name)
+            assert row["bbox"] == [value, 0, 9 - value, 9]
+
+
+def write_lists(folder, train, val):
+    (folder / "train.txt").write_text(train, encoding="utf-8")
+    (folder / "val.txt").write_text(val, encoding="utf-8")
+    return [f"--train_list={folder / 'train.txt'}", f"--val_list={folder / 'val.txt'}"]
+
+
+def test_lists_name_files_in_sub_folders(nested, tmp_path):
+    """By folder and name; by the name alone where only one has it, or where it is that of the folder itself."""
+    contents = convert(nested, tmp_path / "out", *write_lists(tmp_path, "a/b/1\n4 1\n1\n", "\ufeffa\\3 -1\na/1\n"))
+    assert names(contents["train2017"]) == ["a/b/1.png", "a/b/4.png", "1.png"]
+    assert names(contents["val2017"]) == ["a/3.png", "a/1.png"]
+
+
+def test_a_name_on_a_list_must_mean_one_image(nested, tmp_path):
+    (nested / "annotations" / "1.xml").unlink()
+    with pytest.raises(UserError, match=r"train\.txt line 1: 1 stands for a/1\.png; a/b/1\.png; write the folder too"):
+        convert(nested, tmp_path / "out", *write_lists(tmp_path, "1\n", "2\n"))
+    with pytest.raises(UserError, match=r"val\.txt line 2: a/b/4 is already on .*val\.txt line 1"):
+        convert(nested, tmp_path / "out", *write_lists(tmp_path, "2\n", "4\na/b/4\n"))
+
+
+def test_names_with_blanks_and_accents_on_lists(tmp_path):
+    for stem in ("img", "img (2)", "cafe\u0301"):             # e and a separate accent on the disk
+        add_image(tmp_path / "images" / f"{stem}.png")
+        add_xml(tmp_path / "annotations" / f"{stem}.xml", f"{stem}.png", xml_object())
+    contents = convert(tmp_path, tmp_path / "out", *write_lists(tmp_path, "img (2)\nimg 1\n", "caf\u00e9\n"))
+    assert names(contents["train2017"]) == ["img (2).png", "img.png"]
+    assert names(contents["val2017"]) == ["cafe\u0301.png"]
+
+
+# ---- the account
+
+def test_images_without_xml_files_are_left_out_by_name_or_kept(voc, tmp_path, caplog):
+    add_image(voc / "images" / "sub" / "alone.jpg")
+    add_image(voc / "images" / "more.TIF")
+    (voc / "images" / "notes.txt").touch()
+    with caplog.at_level(logging.INFO):
+        contents = convert(voc, tmp_path / "out")
+    assert sum(len(content["images"]) for content in contents.values()) == 10
+    assert ("2 left out without one (more.TIF; sub/alone.jpg; --keep_unlabelled keeps them as background)"
+            in caplog.records[-1].message)
+    assert caplog.records[-1].levelname == "WARNING"
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        kept = convert(voc, tmp_path / "kept", "--keep_unlabelled")
+    assert sum(len(content["images"]) for content in kept.values()) == 12
+    assert boxes_of(kept, "more.TIF") == boxes_of(kept, "sub/alone.jpg") == []
+    assert "10 used with their XML file, 2 kept without one, as background" in caplog.records[-1].message
+    assert caplog.records[-1].levelname == "INFO"
+    by_list = convert(voc, tmp_path / "lists", "--keep_unlabelled", *write_lists(tmp_path, "p1\nalone\n", "p2\n"))
+    assert names(by_list["train2017"]) == ["p1.png", "sub/alone.jpg"]
+
+
+def test_a_broken_image_is_named_where_it_is_kept(voc, tmp_path):
+    (voc / "images" / "extra.png").write_text("text")
+    convert(voc, tmp_path / "out")
+    with pytest.raises(UserError, match=r"1 file cannot be used:\n.*extra\.png: the image .* cannot be read"):
+        convert(voc, tmp_path / "kept", "--keep_unlabelled")
+
+
+def numbers(text, pattern):
+    """The sum of what stands before the pattern, brackets left aside."""
+    return sum(int(number) for number in re.findall(rf"(\d+) {pattern}", re.sub(r" \([^)]*\)", "", text)))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("lists", [False, True])
+def test_the_account_adds_up(voc, tmp_path, caplog, keep, lists):
+    for name in ("a", "b", "c"):
+        add_image(voc / "images" / f"{name}.jpg")
+    add_image(voc / "images" / "d.jpg")
+    add_xml(voc / "annotations" / "d.xml", "old.jpg")         # found by the stem, and without objects
+    add_xml(voc / "annotations" / "p5.xml", "p6.png")         # two that contradict
+    add_xml(voc / "annotations" / "p6.xml", "p5.png")
+    flags = ["--keep_unlabelled"] * keep + ["--match=stem"]
+    if lists:
+        flags += write_lists(tmp_path, "p1\nd\np5\n" + "a\n" * keep, "p2\n")
+    with caplog.at_level(logging.INFO):
+        contents = convert(voc, tmp_path / "out", *flags)
+    xml_text, image_text = caplog.records[-1].message.split("; ", 1)
+    num_written = sum(len(content["images"]) for content in contents.values())
+    num_xml, num_images = 10 + 1, 10 + 4
+    assert xml_text.startswith(f"{num_xml} XML files: ")
+    assert image_text.startswith(f"{num_images} images: ")
+    assert numbers(xml_text, "(?:used|left)") == num_xml
+    assert numbers(image_text, "(?:used|left|kept)") == num_images
+    assert numbers(image_text, "(?:used|kept)") == num_written == (4 + keep if lists else 11 + 3 * keep)
+    assert numbers(xml_text, "used") == numbers(image_text, "used")
+    empty, decided = (2, 1) if lists else (4, 2)              # p4, p5, p6 and d have no objects
+    assert (f"({empty} without objects, 1 found their image by their own name, as <filename> found none, "
+            f"{decided} decided by --match=stem)") in xml_text
+
+
+def test_the_account_counts_files_of_the_given_encoding(voc, tmp_path, caplog):
+    path = voc / "annotations" / "p1.xml"
+    path.write_bytes(xml_of("p1.png", xml_object("口罩")).encode("gbk"))
+    with caplog.at_level(logging.INFO):
+        contents = convert(voc, tmp_path / "out", "--encoding=gbk")
+    # none of these files declares its encoding; those in ASCII are the same in both
+    assert "10 XML files: 10 used (1 without objects, 10 read as --encoding=gbk)" in caplog.records[-1].message
+    assert "口罩" in [category["name"] for category in contents["train2017"]["categories"]]
 
 
 def test_help_is_complete(capsys):
     with pytest.raises(SystemExit, match="0"):
         voc_to_coco.main(["--help"])
     text = capsys.readouterr().out
-    for flag in ("--images", "--val_list", "--one_based", "--difficult", "--hard_links", "--seed"):
+    for flag in ("--images", "--val_list", "--one_based", "--difficult", "--hard_links", "--seed", "--match",
+                 "--encoding", "--keep_unlabelled"):
         assert flag in text
