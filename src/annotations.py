@@ -9,30 +9,23 @@ class counted from 1 in the order of `coco_classes` (background is 0 and has no 
 
 A line without boxes is a picture to learn background from. Empty lines are left out.
 """
-import contextlib
-import difflib
-import json
 import logging
 import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from src.coco_file import MAX_LISTED, bbox_numbers, count_of, is_side, listed, load_coco_file, read_limited, short
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError
 
 LOGGER = logging.getLogger(__name__)
 
-MAX_ANNOTATION_BYTES = 4 << 30
-MAX_LISTED = 10               # names in one message
-_MAX_TEXT = 80                # characters of a faulty line shown
-_MAX_ID = 2 ** 63 - 1         # the records hold int64
-_COCO_KEYS = ("images", "annotations", "categories")
 _TXT_LINE = re.compile(r'(?:"(?P<quoted>[^"]+)"|(?P<plain>[^\s"]+))(?:\s+(?P<boxes>.*))?')
 
 
@@ -73,30 +66,50 @@ def annotation_file(config: Config, *, training: bool) -> Path:
     """The annotation file of training or evaluation.
 
     COCO: `instance_set` with `train_data_type` or `val_data_type` below `coco_root`, or with `instance_` for
-    `instances_` where only that exists; `anno_path`, if given, takes the place of the evaluation file.
-    TXT: `anno_path` for both.
+    `instances_` where only that exists; `val_anno_path` or `anno_path`, if given, takes the place of the evaluation
+    file. TXT: `anno_path`, and `val_anno_path` for evaluation if it is given.
 
     Raises:
         UserError: there is no such file; names the path.
     """
-    if config.dataset == "other":
-        if not config.anno_path:
-            raise UserError("dataset 'other' needs anno_path: the TXT file that lists pictures and boxes")
-        path = Path(config.anno_path)
-    elif config.anno_path and not training:
-        path = Path(config.anno_path)
+    if config.dataset == "coco" and config.anno_path and config.val_anno_path:
+        raise UserError("anno_path and val_anno_path both name the evaluation file of a COCO data set; give one")
+    if config.dataset == "other" and not (config.anno_path or (config.val_anno_path and not training)):
+        raise UserError("dataset 'other' needs anno_path: the TXT file that lists pictures and boxes")
+    if config.val_anno_path and not training:
+        keys, path = "val_anno_path", Path(config.val_anno_path)
+    elif config.anno_path and (config.dataset == "other" or not training):
+        keys, path = "anno_path", Path(config.anno_path)
     else:
-        subset = config.train_data_type if training else config.val_data_type
-        path = Path(config.coco_root) / config.instance_set.replace("{}", subset)
+        subset_key = "train_data_type" if training else "val_data_type"
+        keys = f"coco_root, instance_set and {subset_key}"
+        path = Path(config.coco_root) / config.instance_set.replace("{}", getattr(config, subset_key))
         other = path.with_name(path.name.replace("instances_", "instance_", 1))
         if not path.exists() and other.is_file():
             path = other
     if not path.is_file():
-        keys = "anno_path" if config.anno_path and str(path) == str(Path(config.anno_path)) else \
-            "coco_root, instance_set and " + ("train_data_type" if training else "val_data_type")
         problem = "is not a file" if path.exists() else "does not exist"
         raise UserError(f"the annotation file {path} {problem}; check {keys}")
     return path
+
+
+def check_evaluation_list(config: Config) -> None:
+    """Refuse to evaluate a training on the pictures that it learns from, unless these are named for it.
+
+    Args:
+        config (Config): of a training with `run_eval`.
+
+    Raises:
+        UserError: a TXT data set without `val_anno_path`.
+    """
+    if config.dataset == "other" and not config.val_anno_path:
+        raise UserError("run_eval needs a list of its own for dataset 'other', because anno_path is what is trained "
+                        "on. Give the TXT file of the evaluation pictures, --val_anno_path=val.txt, or leave run_eval "
+                        "out")
+    training, evaluation = (annotation_file(config, training=training) for training in (True, False))
+    if training.resolve() == evaluation.resolve():
+        LOGGER.warning("the evaluation during training scores the pictures that are trained on, those of %s: the best "
+                       "checkpoint is then the one that knows them best", training)
 
 
 def image_folder(config: Config, *, training: bool) -> Path:
@@ -116,7 +129,38 @@ def image_folder(config: Config, *, training: bool) -> Path:
 
 def image_path(config: Config, file_name: str) -> Path:
     """Where an evaluation picture lies; UserError when its name leads out of the picture folder."""
-    return path_below(image_folder(config, training=False).resolve(), file_name)
+    return find_below(image_folder(config, training=False).resolve(), file_name)
+
+
+def find_below(root: Path, file_name: str) -> Path:
+    """`path_below` for a picture: where there is none of this very name, the one whose name looks the same is taken.
+
+    Windows writes folders with backslashes, and macOS splits accents from their letters (Unicode's form NFD).
+
+    Args:
+        root (Path): the folder, resolved.
+        file_name (str): relative path.
+
+    Returns:
+        Path: of an existing file, or of what `file_name` says.
+
+    Raises:
+        UserError: see `path_below`.
+    """
+    for name in _spellings(file_name):
+        path = path_below(root, name)
+        if path.is_file():
+            return path
+    return path_below(root, file_name)
+
+
+def _spellings(file_name: str) -> Iterator[str]:
+    yield file_name
+    for name in dict.fromkeys((file_name, file_name.replace("\\", "/"))):
+        for form in ("NFC", "NFD"):
+            spelling = unicodedata.normalize(form, name)
+            if spelling != file_name:
+                yield spelling
 
 
 def path_below(root: Path, file_name: str) -> Path:
@@ -144,12 +188,13 @@ def path_below(root: Path, file_name: str) -> Path:
 
 # ---- public readers --------------------------------------------------------------------------------------
 
-def load_annotations(config: Config, *, training: bool) -> list[ImageAnnotation]:
+def load_annotations(config: Config, *, training: bool, remarks: list[str] | None = None) -> list[ImageAnnotation]:
     """Read and check the annotation file that the configuration names.
 
     Args:
         config (Config): gives the files, `coco_classes` and `ignore_unknown`.
         training (bool): the training or the evaluation file.
+        remarks (list[str] | None): takes what there is to say about the file; None: it goes to the log.
 
     Returns:
         list[ImageAnnotation]: one per picture in the file's order, also those without boxes.
@@ -159,22 +204,36 @@ def load_annotations(config: Config, *, training: bool) -> list[ImageAnnotation]
     """
     path = annotation_file(config, training=training)
     root = image_folder(config, training=training)
+    found: list[str] = []
     if config.dataset == "other":
-        return read_txt(path, root, num_fg_classes=len(config.class_names))
-    return read_coco(path, root, config.class_names, ignore_unknown=config.ignore_unknown)
+        annotations = read_txt(path, root, num_fg_classes=len(config.class_names))
+    else:
+        annotations = read_coco(path, root, config.class_names, training=training,
+                                ignore_unknown=config.ignore_unknown, remarks=found)
+    if training:
+        learnt = {int(label) for annotation in annotations for label in annotation.labels[~annotation.is_crowd]}
+        unseen = [name for label, name in enumerate(config.class_names, start=1) if label not in learnt]
+        if unseen and learnt:
+            found.append(f"no box of {listed(unseen)}: nothing to learn these classes from")
+    if remarks is None:
+        _log_remarks(found, path)
+    else:
+        remarks += found
+    return annotations
 
 
-def coco_ground_truth(config: Config) -> dict[str, list[dict]]:
+def coco_ground_truth(config: Config, *, silent: bool = False) -> dict[str, list[dict]]:
     """The evaluation ground truth in COCO's format.
 
-    A COCO file is returned as it is, own category ids and boxes without area included, so that scores compare
-    with those of any other COCO evaluation; only boxes with NaN or infinity, which nothing can be measured
-    against, are left out. With `ignore_unknown`, classes of `coco_classes` that the file lacks are added as
-    categories without boxes. From a TXT list image ids are 1, 2, ..., category ids the class numbers 1..K,
-    and boxes without area, which no detection can match, are left out.
+    A COCO file is returned as it counts (`src.coco_file`), own category ids and boxes without area included, so that
+    scores compare with those of any other COCO evaluation; only boxes with NaN or infinity, which nothing can be
+    measured against, are left out. Classes of `coco_classes` that the file lacks are added as categories without
+    boxes. From a TXT list image ids are 1, 2, ..., category ids the class numbers 1..K, and boxes without area, which
+    no detection can match, are left out.
 
     Args:
         config (Config): gives the files, `coco_classes` and `ignore_unknown`.
+        silent (bool): the remarks about the file have been logged, with its records.
 
     Returns:
         dict[str, list[dict]]: `images`, `annotations` (bbox as x, y, width, height) and `categories`.
@@ -185,21 +244,37 @@ def coco_ground_truth(config: Config) -> dict[str, list[dict]]:
     path = annotation_file(config, training=False)
     if config.dataset == "other":
         root = image_folder(config, training=False)
-        return _txt_ground_truth(read_txt(path, root, num_fg_classes=len(config.class_names)), config.class_names)
-    content = load_coco_file(path)
-    match_categories(content["categories"], config.class_names, path, ignore_unknown=config.ignore_unknown)
-    finite = [all(map(math.isfinite, _bbox_numbers(row, path))) for row in content["annotations"]]
-    dropped = [f"annotation {row['id']}" for row, good in zip(content["annotations"], finite, strict=True)
-               if not good]
+        ground_truth = _txt_ground_truth(read_txt(path, root, num_fg_classes=len(config.class_names)),
+                                         config.class_names)
+    else:
+        ground_truth = _coco_ground_truth(config, path, silent=silent)
+    known = set(category_ids(config, ground_truth))
+    if not any(row["category_id"] in known and not row.get("iscrowd") for row in ground_truth["annotations"]):
+        LOGGER.warning("%s has no box of %s that is not a crowd: nothing can be scored, and every figure will be -1",
+                       path, listed(config.class_names))
+    return ground_truth
+
+
+def _coco_ground_truth(config: Config, path: Path, *, silent: bool) -> dict[str, list[dict]]:
+    content = load_coco_file(path, config.class_names, training=False, ignore_unknown=config.ignore_unknown)
+    if not silent:
+        _log_remarks(content.remarks, path)
+    finite = [all(map(math.isfinite, bbox_numbers(row, path))) for row in content.annotations]
+    dropped = [f"annotation {row['id']}" for row, good in zip(content.annotations, finite, strict=True) if not good]
     if dropped:
         LOGGER.warning("%s: %s with NaN or infinity left out: %s", path, count_of(len(dropped), "box", "boxes"),
                        listed(dropped))
-    known = {category["name"] for category in content["categories"]}
-    first_free = max((category["id"] for category in content["categories"]), default=0) + 1
+    known = {category["name"] for category in content.categories}
+    first_free = max((category["id"] for category in content.categories), default=0) + 1
     added = [{"id": first_free + index, "name": name}
              for index, name in enumerate(name for name in config.class_names if name not in known)]
-    annotations = [row for row, good in zip(content["annotations"], finite, strict=True) if good]
-    return content | {"annotations": annotations, "categories": content["categories"] + added}
+    return {"images": content.images, "categories": content.categories + added,
+            "annotations": [row for row, good in zip(content.annotations, finite, strict=True) if good]}
+
+
+def _log_remarks(remarks: Sequence[str], path: Path) -> None:
+    for remark in remarks:
+        LOGGER.warning("%s: %s", path, remark)
 
 
 def category_ids(config: Config, ground_truth: dict[str, list[dict]]) -> tuple[int, ...]:
@@ -224,15 +299,17 @@ def category_ids(config: Config, ground_truth: dict[str, list[dict]]) -> tuple[i
 
 # ---- COCO ------------------------------------------------------------------------------------------------
 
-def read_coco(path: str | Path, image_root: str | Path, class_names: Sequence[str], *,
-              ignore_unknown: bool = False) -> list[ImageAnnotation]:
+def read_coco(path: str | Path, image_root: str | Path, class_names: Sequence[str], *, training: bool = True,
+              ignore_unknown: bool = False, remarks: list[str] | None = None) -> list[ImageAnnotation]:
     """Read a COCO annotation file; see `load_annotations`.
 
     Args:
         path (str | Path): the JSON file.
         image_root (str | Path): the folder its file names start from.
         class_names (Sequence[str]): the K foreground classes; the file's categories are matched by name.
+        training (bool): a file to learn from must have a category for every class.
         ignore_unknown (bool): leave out boxes of other classes, with a count, instead of refusing them.
+        remarks (list[str] | None): takes what there is to say about the file; None: it goes to the log.
 
     Returns:
         list[ImageAnnotation]: one per entry of `images`, in their order.
@@ -241,167 +318,39 @@ def read_coco(path: str | Path, image_root: str | Path, class_names: Sequence[st
         UserError: names the file and the entry.
     """
     path, image_root = Path(path), Path(image_root).resolve()
-    content = load_coco_file(path)
-    label_of = match_categories(content["categories"], class_names, path, ignore_unknown=ignore_unknown)
-    rows_of: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
+    content = load_coco_file(path, class_names, training=training, ignore_unknown=ignore_unknown)
+    rows_of: dict[int, list[dict]] = {image["id"]: [] for image in content.images}
     unknown: Counter[int] = Counter()
-    for row in content["annotations"]:
-        if row["category_id"] in label_of:
+    for row in content.annotations:
+        if row["category_id"] in content.label_of:
             rows_of[row["image_id"]].append(row)
         else:
             unknown[row["category_id"]] += 1
     if unknown:
-        name_of = {category["id"]: category["name"] for category in content["categories"]}
-        LOGGER.warning("%s: %s of classes not in coco_classes left out: %s", path,
-                       count_of(unknown.total(), "box", "boxes"),
-                       listed([f"{name_of[key]} ({number})" for key, number in unknown.most_common()]))
-    return [_image_from_coco(image, rows_of[image["id"]], label_of, path, image_root)
-            for image in content["images"]]
-
-
-def load_coco_file(path: str | Path) -> dict[str, list[dict]]:
-    """Read a COCO file and hold it to COCO's structure.
-
-    Args:
-        path (str | Path): the JSON file.
-
-    Returns:
-        dict[str, list[dict]]: the file; ids are unique and every id an annotation names exists.
-
-    Raises:
-        UserError: no JSON, wrong keys, no images, an entry without its fields, an id or a picture twice.
-    """
-    path = Path(path)
-    content = _read_json(path)
-    for key in _COCO_KEYS:
-        if not isinstance(content.get(key), list):
-            found = f"keys {list(content)[:MAX_LISTED]}" if key not in content else f"{key!r} is not a list"
-            raise UserError(f"{path}: {found}; a COCO annotation file has the lists {', '.join(_COCO_KEYS)}")
-    if not content["images"]:
-        raise UserError(f"{path}: 'images' is empty; expected at least one picture")
-    categories = _by_id(content["categories"], "categories", path)
-    images = _by_id(content["images"], "images", path)
-    _check_names(content["categories"], "categories", "name", path)
-    _check_names(content["images"], "images", "file_name", path)
-    _by_id(content["annotations"], "annotations", path)
-    for row in content["annotations"]:
-        for key, known, what in (("image_id", images, "images"), ("category_id", categories, "categories")):
-            if not _is_id(row.get(key)) or row[key] not in known:
-                raise UserError(f"{path}: annotation {row['id']} has {key} {row.get(key)!r}, which is not in "
-                                f"{what!r}")
-    return content
-
-
-def match_categories(categories: Iterable[dict], class_names: Sequence[str], path: Path, *,
-                     ignore_unknown: bool = False) -> dict[int, int]:
-    """Map the file's category ids to labels 1..K by name.
-
-    Args:
-        categories (Iterable[dict]): entries with `id` and `name`.
-        class_names (Sequence[str]): the K foreground classes.
-        path (Path): for the message.
-        ignore_unknown (bool): accept that the two sets of names differ.
-
-    Returns:
-        dict[int, int]: category id to label, for the names that both have.
-
-    Raises:
-        UserError: the sets differ; lists both differences, with the nearest names.
-    """
-    id_of = {category["name"]: category["id"] for category in categories}
-    only_file = [name for name in id_of if name not in class_names]
-    only_config = [name for name in class_names if name not in id_of]
-    if (only_file or only_config) and not ignore_unknown:
-        near = {name: difflib.get_close_matches(name, only_config, n=1, cutoff=0.6) for name in only_file}
-        hints = [f"{name!r} is perhaps {match[0]!r}" for name, match in near.items() if match]
-        raise UserError(f"{path} and coco_classes do not have the same classes. Only in the file: {only_file}. "
-                        f"Only in coco_classes: {only_config}. {'; '.join(hints) + '. ' if hints else ''}"
-                        "Change coco_classes (background comes first), or set ignore_unknown to True to leave "
-                        "out boxes of other classes")
-    if not any(name in id_of for name in class_names):
-        raise UserError(f"{path} and coco_classes have no class in common: the file has {list(id_of)}")
-    return {id_of[name]: label for label, name in enumerate(class_names, start=1) if name in id_of}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    data = _read_limited(path)
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:             # ValueError: no JSON, or no UTF-8
-        raise UserError(f"{path}: is not valid JSON ({error}); the file is damaged or incomplete") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}; a COCO annotation file is an object with "
-                        f"the lists {', '.join(_COCO_KEYS)}")
-    return content
-
-
-def _read_limited(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_ANNOTATION_BYTES:
-            raise UserError(f"{path}: has {size:,} bytes; the limit is {MAX_ANNOTATION_BYTES:,}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if not data.strip():
-        raise UserError(f"{path}: is empty; expected annotations")
-    return data
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_ID
-
-
-def _by_id(rows: list, what: str, path: Path) -> dict[int, dict]:
-    """Entries by their id; UserError for an entry that is none, and for an id that comes twice."""
-    found: dict[int, dict] = {}
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict) or not _is_id(row.get("id")):
-            shown = row.get("id") if isinstance(row, dict) else row
-            raise UserError(f"{path}: {what}[{index}] has the id {_short(repr(shown))}; every entry needs an id, "
-                            "a whole number from 0")
-        if row["id"] in found:
-            raise UserError(f"{path}: the id {row['id']} occurs twice in {what!r}; ids must be unique")
-        found[row["id"]] = row
-    return found
-
-
-def _check_names(rows: list[dict], what: str, key: str, path: Path) -> None:
-    """Every entry has a name, and no two the same."""
-    first: dict[str, int] = {}
-    for row in rows:
-        name = row.get(key)
-        if not isinstance(name, str) or not name:
-            raise UserError(f"{path}: id {row['id']} in {what!r} has {key} {name!r}; expected a text")
-        if name in first:
-            raise UserError(f"{path}: {key} {name!r} has the ids {first[name]} and {row['id']} in {what!r}; it may "
-                            "occur once")
-        first[name] = row["id"]
-
-
-def _bbox_numbers(row: dict, path: Path) -> list[float]:
-    """The four numbers of `bbox`."""
-    bbox = row.get("bbox")
-    if isinstance(bbox, list) and len(bbox) == 4 and {*map(type, bbox)} <= {int, float}:
-        with contextlib.suppress(OverflowError):              # a whole number of more than 308 digits
-            return [float(number) for number in bbox]
-    raise UserError(f"{path}: annotation {row['id']} has bbox {_short(repr(bbox))}; expected four numbers "
-                    "[x, y, width, height]")
+        name_of = {category["id"]: category["name"] for category in content.categories}
+        content.remarks.append(f"{count_of(unknown.total(), 'box', 'boxes')} of classes not in coco_classes left out: "
+                               + listed([f"{name_of[key]} ({number})" for key, number in unknown.most_common()]))
+    if remarks is None:
+        _log_remarks(content.remarks, path)
+    else:
+        remarks += content.remarks
+    return [_image_from_coco(image, rows_of[image["id"]], content.label_of, path, image_root)
+            for image in content.images]
 
 
 def _image_from_coco(image: dict, rows: list[dict], label_of: dict[int, int], path: Path,
                      image_root: Path) -> ImageAnnotation:
-    boxes = np.array([_bbox_numbers(row, path) for row in rows], np.float64).reshape(-1, 4)
+    boxes = np.array([bbox_numbers(row, path) for row in rows], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]                              # x2 = x + width
     size = image.get("width"), image.get("height")
-    if size != (None, None) and not all(_is_id(side) and side > 0 for side in size):
+    if size != (None, None) and not all(map(is_side, size)):
         raise UserError(f"{path}: image {image['id']} ({image['file_name']}) has width {size[0]!r} and height "
                         f"{size[1]!r}; expected two positive whole numbers")
     return ImageAnnotation(
-        image_id=image["id"], file_name=image["file_name"], path=path_below(image_root, image["file_name"]),
+        image_id=image["id"], file_name=image["file_name"], path=find_below(image_root, image["file_name"]),
         size=None if size == (None, None) else size, boxes_xyxy=_as_float32(boxes),
         labels=np.array([label_of[row["category_id"]] for row in rows], np.int32),
-        is_crowd=np.array([bool(row.get("iscrowd", 0)) for row in rows], bool),
+        is_crowd=np.array([row.get("iscrowd", 0) for row in rows], bool),
         box_ids=np.array([row["id"] for row in rows], np.int64), box_word="annotation")
 
 
@@ -424,7 +373,7 @@ def read_txt(path: str | Path, image_root: str | Path, num_fg_classes: int) -> l
     path, image_root = Path(path), Path(image_root).resolve()
     annotations, faults = [], []
     line_of: dict[Path, int] = {}
-    for number, line in enumerate(_read_limited(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(read_limited(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -433,7 +382,7 @@ def read_txt(path: str | Path, image_root: str | Path, num_fg_classes: int) -> l
                 raise ValueError(f"{annotation.file_name!r} is already on line {line_of[annotation.path]}")
         except (ValueError, UserError) as error:
             text = line.decode(errors="backslashreplace").strip()
-            faults.append(f"line {number}, {_short(repr(text))}: {error}")
+            faults.append(f"line {number}, {short(repr(text))}: {error}")
             continue
         line_of[annotation.path] = number
         annotations.append(annotation)
@@ -457,7 +406,7 @@ def _image_from_line(line: bytes, number: int, image_id: int, image_root: Path,
     rows = np.array([_box_numbers(word, num_fg_classes) for word in words], np.float64).reshape(-1, 6)
     file_name = match["quoted"] or match["plain"]
     return ImageAnnotation(
-        image_id=image_id, file_name=file_name, path=path_below(image_root, file_name), size=None,
+        image_id=image_id, file_name=file_name, path=find_below(image_root, file_name), size=None,
         boxes_xyxy=_as_float32(rows[:, :4]), labels=rows[:, 4].astype(np.int32),
         is_crowd=rows[:, 5].astype(bool), box_ids=np.arange(1, len(rows) + 1), box_word=f"line {number}, box")
 
@@ -466,18 +415,18 @@ def _box_numbers(word: str, num_fg_classes: int) -> list[float]:
     """`xmin,ymin,xmax,ymax,class[,iscrowd]` as six numbers; ValueError says what is wrong."""
     parts = word.split(",")
     if len(parts) not in (5, 6):
-        raise ValueError(f"{_short(repr(word))} is no box: it has {count_of(len(parts), 'part')}, not 5 or 6")
+        raise ValueError(f"{short(repr(word))} is no box: it has {count_of(len(parts), 'part')}, not 5 or 6")
     try:
         corners = [float(part) for part in parts[:4]]
         label, crowd = (int(part) for part in (*parts[4:], "0")[:2])
     except ValueError as error:
-        raise ValueError(f"{_short(repr(word))} is no box: four numbers, a class number and perhaps 0 or 1 "
+        raise ValueError(f"{short(repr(word))} is no box: four numbers, a class number and perhaps 0 or 1 "
                          "belong there") from error
     if not 1 <= label <= num_fg_classes:
-        raise ValueError(f"class {label} of {_short(repr(word))} is not one of 1..{num_fg_classes}, the numbers "
+        raise ValueError(f"class {label} of {short(repr(word))} is not one of 1..{num_fg_classes}, the numbers "
                          "of coco_classes without background")
     if crowd not in (0, 1):
-        raise ValueError(f"iscrowd {crowd} of {_short(repr(word))} is neither 0 nor 1")
+        raise ValueError(f"iscrowd {crowd} of {short(repr(word))} is neither 0 nor 1")
     return [*corners, label, crowd]
 
 
@@ -528,20 +477,3 @@ def _has_area(boxes: np.ndarray) -> np.ndarray:
 def _as_float32(boxes: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):                          # too large a number becomes infinity: not finite
         return boxes.astype(np.float32)
-
-
-# ---- words of messages -----------------------------------------------------------------------------------
-
-def count_of(number: int, word: str, plural: str = "") -> str:
-    """A number with its noun: "1 box", "2 boxes"."""
-    return f"{number} {word if number == 1 else plural or word + 's'}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return "; ".join(names[:MAX_LISTED]) + more
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "..."

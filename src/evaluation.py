@@ -26,7 +26,8 @@ class Evaluation:
         self.config = config
         self.output_dir = check_writable(config.eval_output_path)
         self.record_files = ensure_mindrecord(config, training=False)
-        self.ground_truth = coco_ground_truth(config)
+        # What there is to say of the file has been said with the records.
+        self.ground_truth = coco_ground_truth(config, silent=True)
 
     def score(self, network: nn.Cell | Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]) -> dict[str, float]:
         """Score a model on every picture; prints the twelve figures, writes `results.bbox.json` and `metrics.json`.
@@ -40,7 +41,8 @@ class Evaluation:
             dict[str, float]: see `src.util.CocoEvaluator.summarize`.
         """
         config = self.config
-        evaluator = CocoEvaluator(self.ground_truth, category_ids(config, self.ground_truth), dataset_name(config))
+        evaluator = CocoEvaluator(self.ground_truth, category_ids(config, self.ground_truth), dataset_name(config),
+                                  config.test_max_per_img)
         evaluate(network, create_eval_dataset(config, self.record_files), evaluator,
                  batch_size=config.test_batch_size)
         metrics = evaluator.summarize(self.output_dir)

@@ -60,6 +60,13 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> Pa
     return write_bytes(path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
 
 
+def open_to_others(path: Path) -> None:
+    """Give a file the permissions that any other new file of this process has: MindSpore's are for the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def check_writable(folder: str | Path) -> Path:
     """Make a folder and prove that files can be written there, before hours of work depend on it.
 

@@ -1,14 +1,13 @@
 """MindRecord files: pictures and boxes, checked once and packed for fast reading.
 
-Beside the records of a set lies a manifest, `NAME.json`: what they were made from, their sizes, and what was
-left out. It is written last, so records without a matching manifest are never used:
+Each set of records lies in a folder of its own in `mindrecord_dir`, named after what it holds: `train-` or `eval-` and
+a digest of annotations, picture folder, classes, and size and time of every picture. So two programs may work in the
+same place, and a set never stands for other pictures. Beside the records lies `manifest.json`: what they were made
+from, their sizes, and what was left out. A set is written in `.train.unfinished` or `.eval.unfinished` and renamed
+when it is whole; killed at any moment, the next run finds a whole set or makes one.
 
-1. the records are written in `.NAME.unfinished`, a folder of ours that a killed run may leave behind,
-2. the manifest is replaced by one that says `complete: false` and names all files about to be changed,
-3. old records are removed, new ones moved into place,
-4. the manifest says `complete: true`.
-
-Killed at any moment, the next run finds the old set, the new set, or starts again.
+When a set is made, those of its kind that it replaces are removed: of the same annotation file and picture folder,
+those whose annotation file is gone, and that of the first release; not while a program uses them.
 """
 import contextlib
 import dataclasses
@@ -29,34 +28,33 @@ import numpy as np
 from mindspore.mindrecord import FileWriter
 from tqdm import tqdm
 
-from src.annotations import (
-    MAX_LISTED,
-    ImageAnnotation,
-    annotation_file,
-    box_faults,
-    count_of,
-    listed,
-    load_annotations,
-)
-from src.files import write_json
+from src.annotations import ImageAnnotation, annotation_file, box_faults, image_folder, load_annotations
+from src.coco_file import MAX_LISTED, count_of, listed
+from src.files import open_to_others, write_json
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError
-from src.transforms import MAX_PICTURE_BYTES, PictureError, checked_rgb_of, read_bytes
+from src.transforms import MAX_PICTURE_BYTES, PictureError, checked_rgb_of, read_bytes, stored_bytes
 
 LOGGER = logging.getLogger(__name__)
 
 TRAIN_NAME, NUM_TRAIN_FILES = "FasterRcnn.mindrecord", 8
 EVAL_NAME, NUM_EVAL_FILES = "FasterRcnn_eval.mindrecord", 1
-FORMAT_VERSION = 1            # of rows and manifest; another number makes old records stale
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 2            # of rows and manifest; another number makes old records stale
 # A picture without boxes has one row of zeros and num_boxes 0: MindRecord gives back garbage for empty arrays.
 SCHEMA = {"image": {"type": "bytes"}, "image_id": {"type": "int64"}, "num_boxes": {"type": "int32"},
           "box": {"type": "float32", "shape": [-1, 4]}, "label": {"type": "int32", "shape": [-1]},
           "crowd": {"type": "int32", "shape": [-1]}}
 ROWS_PER_WRITE = 64
-STALL_SECONDS = 600.0         # other ranks give up when nothing has changed for so long
+STALL_SECONDS = 600.0         # who waits gives up when nothing has changed for so long
+# From this share of boxes on it looks as if they were meant otherwise.
+SUSPICIOUS_SHARE = 0.3
 _PAGE_SIZES = [1 << power for power in range(25, 29)]      # MindRecord's default, 32 MB, to its limit
 _PAGE_SLACK = 1 << 20         # of a page, for what is not the picture
 _HASH_BLOCK = 1 << 20
+
+# Manifests of the sets that this process reads, kept open: their locks say that the sets are in use, until it ends.
+_in_use = []
 
 
 class SizeMismatch(UserError):
@@ -72,7 +70,10 @@ class ConversionReport:
         num_boxes (int): boxes that can be trained on.
         num_crowd (int): crowd boxes, kept as invalid rows.
         num_clipped (int): boxes of both kinds that reached over the picture's edge.
+        num_like_corners (int): of these, those whose width and height would be a corner inside the picture.
+        longest_side (float): of all boxes, pixels.
         num_without_boxes (int): pictures with neither.
+        remarks (list[str]): about the annotation file, see `src.coco_file`.
         dropped (list[str]): boxes left out, each by picture, annotation and reason.
         crowded (dict[str, int]): pictures with more than `num_gts` boxes, and how many they have.
         skipped (list[str]): pictures left out because they could not be read, each with the reason.
@@ -82,24 +83,40 @@ class ConversionReport:
     num_boxes: int = 0
     num_crowd: int = 0
     num_clipped: int = 0
+    num_like_corners: int = 0
+    longest_side: float = 0.0
     num_without_boxes: int = 0
+    remarks: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     crowded: dict[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class RecordSet:
-    """Names of the files of one set: `NAME`, or `NAME0` ... when there are several."""
+class RecordSets:
+    """The sets of one kind in a folder, and the one that a run needs of them.
+
+    Attributes:
+        folder (Path): `mindrecord_dir`.
+        kind (str): "train" or "eval".
+        source (dict): all that the content of the set depends on, but for the pictures themselves.
+        tolerant (bool): a set without the pictures that cannot be read will do.
+    """
 
     folder: Path
-    name: str
-    num_files: int
+    kind: str
+    source: dict[str, Any]
+    tolerant: bool
+
+    @property
+    def name(self) -> str:
+        """What the record files are called, before a number where there are several."""
+        return TRAIN_NAME if self.kind == "train" else EVAL_NAME
 
     @property
     def data_names(self) -> list[str]:
         """The files that a reader is given."""
-        return [self.name] if self.num_files == 1 else [f"{self.name}{index}" for index in range(self.num_files)]
+        return [f"{TRAIN_NAME}{index}" for index in range(NUM_TRAIN_FILES)] if self.kind == "train" else [EVAL_NAME]
 
     @property
     def file_names(self) -> list[str]:
@@ -107,192 +124,232 @@ class RecordSet:
         return [name + suffix for name in self.data_names for suffix in ("", ".db")]
 
     @property
-    def manifest(self) -> Path:
-        """The file that says what the records were made from."""
-        return self.folder / f"{self.name}.json"
+    def prefix(self) -> str:
+        """What the folders of all sets with this source begin with."""
+        return f"{self.kind}-{_digest(self.source)}-"
 
     @property
     def unfinished(self) -> Path:
         """The folder where the records are written first."""
-        return self.folder / f".{self.name}.unfinished"
+        return self.folder / f".{self.kind}.unfinished"
 
-    @property
-    def paths(self) -> list[str]:
-        """Full paths of `data_names`."""
-        return [str(self.folder / name) for name in self.data_names]
+    def find(self) -> Path | None:
+        """The folder of a whole set that holds the pictures as they are now."""
+        for place in sorted(self.folder.glob(f"{self.prefix}*")):
+            manifest = _read_manifest(place)
+            if not manifest or (manifest["report"]["skipped"] and not self.tolerant):
+                continue
+            root = Path(self.source["image_folder"])
+            sizes = {name: _file_size(place / name) for name in self.file_names}
+            if sizes == manifest["files"] and manifest["pictures"] == _states(root, manifest["pictures"]):
+                return place
+        return None
 
 
-def ensure_mindrecord(config: Config, *, training: bool, local_rank: int = 0, distributed: bool = False,
+def ensure_mindrecord(config: Config, *, training: bool, local_rank: int = 0,
                       stall_seconds: float = STALL_SECONDS) -> list[str]:
-    """Give the record files of training or evaluation; they are made when they are absent or out of date.
+    """Give the record files of training or evaluation; they are made when there is no set of these pictures.
 
-    In a distributed run the first rank of each host makes them; where hosts share the folder, the one that comes first.
-
-    Records are out of date when the annotation file, `coco_classes`, `num_gts` or `ignore_unknown` have changed
-    since, or `skip_bad_images` was turned off after pictures were skipped. Pictures changed under their old
-    name are not noticed: delete the manifest then. Files of these names that this program did not make are
-    never touched.
+    A set is of these pictures when annotation file, picture folder, `coco_classes`, `num_gts`, `ignore_unknown`, and
+    size and time of every picture are those it was made from, and nothing was skipped unless `skip_bad_images` says
+    so. In a distributed run the first rank of each host makes it; where hosts share the folder, the one that comes
+    first. The set stays in use until the process ends.
 
     Args:
         config (Config): gives data, classes and `mindrecord_dir`.
         training (bool): 8 files `FasterRcnn.mindrecord0..7`, or one file `FasterRcnn_eval.mindrecord`.
         local_rank (int): of this process on its host; all but rank 0 wait until the records are there.
-        distributed (bool): other processes of this run may make the same records, so wait for them.
-        stall_seconds (float): a waiting rank gives up when the folder has not changed for so long.
+        stall_seconds (float): who waits for another process gives up when nothing has changed for so long.
 
     Returns:
         list[str]: paths of the record files, for `create_train_dataset` or `create_eval_dataset`.
 
     Raises:
-        UserError: annotations or pictures are missing or faulty (each is named), files of others are in the
-            way, a process of another run is converting, the disk is too small, or the rank waited for has stopped.
+        UserError: annotations or pictures are missing or faulty (each is named), the disk is too small, or the process
+            waited for has stopped.
     """
-    name, num_files = (TRAIN_NAME, NUM_TRAIN_FILES) if training else (EVAL_NAME, NUM_EVAL_FILES)
-    records = RecordSet(Path(config.mindrecord_dir), name, num_files)
-    source = _source(config, training=training)
-    tolerant = training and config.skip_bad_images
-    if local_rank > 0:
-        _wait_for_records(records, source, tolerant, stall_seconds)
-    elif not _is_current(records, source, tolerant):
-        with _lock(records, wait=distributed):
-            # Another host may have made them meanwhile.
-            if not _is_current(records, source, tolerant):
-                _remove_unfinished(records)
-                _check_nothing_foreign(records)
-                _convert(config, records, source, training=training, tolerant=tolerant)
-    report = ConversionReport(**_read_manifest(records)["report"])
+    sets = RecordSets(Path(config.mindrecord_dir), "train" if training else "eval", _source(config, training=training),
+                      training and config.skip_bad_images)
+    place = sets.find()
+    while place is None or not _take_into_use(place):
+        place = _make_or_wait(config, sets, makes=local_rank == 0, stall_seconds=stall_seconds)
     if local_rank == 0:
-        _log_report(records, report, config.num_gts, training=training)
-    return records.paths
+        report = ConversionReport(**_read_manifest(place)["report"])
+        _log_report(sets, place, report, config.num_gts)
+    return [str(place / name) for name in sets.data_names]
 
 
-# ---- manifest --------------------------------------------------------------------------------------------
+# ---- what a set is made from -----------------------------------------------------------------------------
 
 def _source(config: Config, *, training: bool) -> dict[str, Any]:
-    """Everything that the content of the records depends on."""
+    """All that the content of the records depends on, but for the pictures themselves."""
     path = annotation_file(config, training=training)
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_HASH_BLOCK):
             digest.update(block)
-    return {"format_version": FORMAT_VERSION, "dataset": config.dataset, "annotations_sha256": digest.hexdigest(),
+    return {"format_version": FORMAT_VERSION, "dataset": config.dataset, "annotation_file": str(path.resolve()),
+            "annotations_sha256": digest.hexdigest(),
+            "image_folder": str(image_folder(config, training=training).resolve()),
             "coco_classes": list(config.coco_classes), "num_gts": config.num_gts,
             "ignore_unknown": config.ignore_unknown}
 
 
-def _read_manifest(records: RecordSet) -> dict[str, Any]:
-    """The manifest, or an empty one where it is missing or damaged."""
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _states(root: Path, names: Sequence[str]) -> dict[str, list[int] | None]:
+    """Size in bytes and time of change in ns of pictures, by their paths below the folder; None where there is none."""
+    states: dict[str, list[int] | None] = {}
+    for name in names:
+        try:
+            state = os.stat(root / name)                      # noqa: PTH116 - a hundred thousand of them
+            states[name] = [state.st_size, state.st_mtime_ns]
+        except OSError:
+            states[name] = None
+    return states
+
+
+def _read_manifest(place: Path) -> dict[str, Any]:
+    """The manifest of a set, or an empty one where it is missing or damaged."""
     try:
-        manifest = json.loads(records.manifest.read_text())
+        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
-
-
-def _is_current(records: RecordSet, source: dict[str, Any], tolerant: bool) -> bool:
-    manifest = _read_manifest(records)
-    if not manifest.get("complete") or manifest.get("source") != source:
-        return False
-    if manifest["report"]["skipped"] and not tolerant:
-        return False
-    sizes = {name: _file_size(records.folder / name) for name in records.file_names}
-    return sizes == manifest["files"]
+    return manifest if isinstance(manifest, dict) and {"source", "pictures", "files", "report"} <= set(manifest) else {}
 
 
 def _file_size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _check_nothing_foreign(records: RecordSet) -> None:
-    """Files of our names that no manifest of ours lists belong to someone else."""
-    own = _read_manifest(records).get("files", {})
-    foreign = [name for name in records.file_names if (records.folder / name).exists() and name not in own]
-    if foreign:
-        raise UserError(f"{records.folder} holds {listed(foreign)}, which this program did not make (no entry in "
-                        f"{records.manifest.name}); remove them or give another mindrecord_dir")
-
-
-def _publish(records: RecordSet, source: dict[str, Any], report: ConversionReport) -> None:
-    """Move finished records into place; see the module's docstring for the order."""
-    write_json(records.manifest, {"complete": False, "files": dict.fromkeys(records.file_names)})
-    for name in records.file_names:
-        (records.folder / name).unlink(missing_ok=True)
-    for name in records.file_names:
-        (records.unfinished / name).rename(records.folder / name)
-    records.unfinished.rmdir()
-    sizes = {name: _file_size(records.folder / name) for name in records.file_names}
-    write_json(records.manifest, {"complete": True, "source": source, "files": sizes,
-                                  "report": dataclasses.asdict(report)}, indent=1)
-
-
 # ---- several processes -----------------------------------------------------------------------------------
 
-@contextlib.contextmanager
-def _lock(records: RecordSet, *, wait: bool) -> Iterator[None]:
-    """Hold a set against other processes; it is released when its process ends, however that happens."""
-    path = records.folder / f".{records.name}.lock"
+def _take_into_use(place: Path) -> bool:
+    """Keep others from removing a set; False when it has just gone."""
     try:
-        records.folder.mkdir(parents=True, exist_ok=True)
-        stream = path.open("w")
-    except OSError as error:
-        raise UserError(f"mindrecord_dir {records.folder} cannot be written ({error.strerror}); give another "
-                        "folder with --mindrecord_dir") from error
-    with stream:
+        stream = (place / MANIFEST).open("rb")
+    except FileNotFoundError:
+        return False
+    fcntl.flock(stream, fcntl.LOCK_SH)
+    if not (place / MANIFEST).exists():
+        stream.close()
+        return False
+    _in_use.append(stream)
+    return True
+
+
+@contextlib.contextmanager
+def _lock(path: Path, mode: int) -> Iterator[bool]:
+    """Try to lock a file; gives whether that went well. A lock ends with its process."""
+    with path.open("rb") as stream:         # reading is enough for a lock, and files of other users can be read
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if not wait:
-                raise UserError(f"another process is making {records.name} in {records.folder}; wait until it has "
-                                "finished or give another mindrecord_dir") from error
-            LOGGER.info("another process is making %s in %s; waiting for it", records.name, records.folder)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+            fcntl.flock(stream, mode | fcntl.LOCK_NB)
+            is_ours = True
+        except BlockingIOError:
+            is_ours = False
+        yield is_ours
 
 
-def _wait_for_records(records: RecordSet, source: dict[str, Any], tolerant: bool, stall_seconds: float) -> None:
-    """Wait while this host's first rank converts, as long as something in the folder keeps changing."""
+def _make_or_wait(config: Config, sets: RecordSets, *, makes: bool, stall_seconds: float) -> Path:
+    """Make the set, or wait while another process makes sets of this kind, as long as something keeps changing."""
     last_state, last_change = None, time.monotonic()
-    while not _is_current(records, source, tolerant):
-        state = _folder_state(records)
+    while True:
+        if makes:
+            with _conversion_lock(sets) as is_ours:
+                if is_ours:
+                    # Another process may have made it meanwhile.
+                    return sets.find() or _convert(config, sets)
+        elif place := sets.find():
+            return place
+        state = {str(path): _file_size(path) for path in (*sets.folder.glob("*"), *sets.unfinished.glob("*"))}
+        if last_state is None and makes:
+            LOGGER.info("another process is making records in %s; waiting for it", sets.folder)
         if state != last_state:
             last_state, last_change = state, time.monotonic()
         elif time.monotonic() - last_change > stall_seconds:
-            raise UserError(f"the first rank of this host has not finished {records.name} in {records.folder}: nothing "
-                            f"has changed there for {stall_seconds:g} s. See its log; all ranks need the same "
-                            "annotations, classes and mindrecord_dir")
+            who = "another process" if makes else "the first rank of this host"
+            raise UserError(f"{who} has not finished the records in {sets.folder}: nothing has changed there for "
+                            f"{stall_seconds:g} s. See its log; all ranks need the same annotations, classes and "
+                            "mindrecord_dir, and a program of its own may take another mindrecord_dir")
         time.sleep(min(1.0, stall_seconds / 10))
 
 
-def _folder_state(records: RecordSet) -> dict[str, int | None]:
-    paths = [*records.folder.glob(f"{records.name}*"), *records.unfinished.glob("*")]
-    return {str(path): _file_size(path) for path in paths}
+def _conversion_lock(sets: RecordSets) -> contextlib.AbstractContextManager[bool]:
+    try:
+        sets.folder.mkdir(parents=True, exist_ok=True)
+        (sets.folder / f".{sets.kind}.lock").touch()
+    except PermissionError as error:
+        if not (sets.folder / f".{sets.kind}.lock").is_file():
+            raise _not_writable(sets.folder, error) from error
+    except OSError as error:
+        raise _not_writable(sets.folder, error) from error
+    return _lock(sets.folder / f".{sets.kind}.lock", fcntl.LOCK_EX)
 
 
-def _remove_unfinished(records: RecordSet) -> None:
-    """Remove what a killed run left; only called under the lock."""
-    if records.unfinished.is_dir():
-        shutil.rmtree(records.unfinished)
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"mindrecord_dir {folder} cannot be written ({error.strerror}); give another folder with "
+                     "--mindrecord_dir")
+
+
+def _remove_replaced(sets: RecordSets, made: Path) -> None:
+    """Remove the sets that nothing needs any more; see the module's docstring for the rule."""
+    removed = []
+    for place in sorted(sets.folder.glob(f"{sets.kind}-*")):
+        source = _read_manifest(place).get("source")
+        if place == made or source is None:
+            continue
+        same = all(source[key] == sets.source[key] for key in ("annotation_file", "image_folder"))
+        if not same and Path(source["annotation_file"]).is_file():
+            continue
+        with contextlib.suppress(FileNotFoundError), _lock(place / MANIFEST, fcntl.LOCK_EX) as is_free:
+            if is_free:
+                shutil.rmtree(place, ignore_errors=True)
+                removed.append(place.name)
+    first_release = sets.folder / f"{sets.name}.json"
+    with contextlib.suppress(OSError, ValueError):
+        for name in json.loads(first_release.read_text(encoding="utf-8"))["files"]:
+            (sets.folder / Path(name).name).unlink(missing_ok=True)
+        first_release.unlink()
+        removed.append(sets.name)
+    if removed:
+        LOGGER.info("removed %s that nothing uses any more from %s: %s", count_of(len(removed), "record set"),
+                    sets.folder, listed(removed))
 
 
 # ---- conversion ------------------------------------------------------------------------------------------
 
-def _convert(config: Config, records: RecordSet, source: dict[str, Any], *, training: bool,
-             tolerant: bool) -> None:
+def _convert(config: Config, sets: RecordSets) -> Path:
     """Check every picture and write the records; what is unfinished goes when something fails."""
-    annotations = load_annotations(config, training=training)
     report = ConversionReport()
-    annotations, sizes = _existing_pictures(annotations, report, tolerant)
-    _check_free_space(records.folder, sum(sizes))
-    records.unfinished.mkdir()
+    annotations = load_annotations(config, training=sets.kind == "train", remarks=report.remarks)
+    root = Path(sets.source["image_folder"])
+    pictures = _states(root, [str(annotation.path.relative_to(root)) for annotation in annotations])
+    annotations, sizes = _existing_pictures(annotations, report, sets.tolerant)
+    _check_free_space(sets.folder, sum(sizes))
+    shutil.rmtree(sets.unfinished, ignore_errors=True)        # a killed run left it
     try:
-        writer = FileWriter(str(records.unfinished / records.name), records.num_files)
+        sets.unfinished.mkdir()
+        writer = FileWriter(str(sets.unfinished / sets.name), len(sets.data_names))
         writer.set_page_size(_page_size(max(sizes, default=0)))
         writer.add_schema(SCHEMA, "pictures, boxes, classes")
-        _write_rows(writer, annotations, report, config, tolerant)
+        _write_rows(writer, annotations, report, config, sets.tolerant)
         writer.commit()
-        _publish(records, source, report)
+        for name in sets.file_names:
+            open_to_others(sets.unfinished / name)
+        write_json(sets.unfinished / MANIFEST, {
+            "source": sets.source, "pictures": pictures, "report": dataclasses.asdict(report),
+            "files": {name: _file_size(sets.unfinished / name) for name in sets.file_names}}, indent=1)
+        made = sets.folder / f"{sets.prefix}{_digest(pictures)}"
+        shutil.rmtree(made, ignore_errors=True)               # a damaged or a tolerant one
+        sets.unfinished.rename(made)
+    except OSError as error:
+        raise _not_writable(sets.folder, error) from error
     finally:
-        _remove_unfinished(records)
+        shutil.rmtree(sets.unfinished, ignore_errors=True)
+    _remove_replaced(sets, made)
+    return made
 
 
 def _existing_pictures(annotations: Sequence[ImageAnnotation], report: ConversionReport,
@@ -366,14 +423,15 @@ def _read_picture(annotation: ImageAnnotation) -> tuple[tuple[bytes, tuple[int, 
     """Content and (width, height) of a picture that could be decoded, or else what is wrong with it."""
     try:
         data = read_bytes(annotation.path)
-        height, width = checked_rgb_of(annotation.path, data).shape[:2]
+        image = checked_rgb_of(annotation.path, data)
+        height, width = image.shape[:2]
     except PictureError as error:
         return None, error
     if annotation.size not in (None, (width, height)):
         turned = "; EXIF orientation is not applied" if annotation.size == (height, width) else ""
         return None, SizeMismatch(f"{annotation.path}: is {width} x {height} pixels, its annotation says "
                                   f"{annotation.size[0]} x {annotation.size[1]}{turned}")
-    return (data, (width, height)), None
+    return (stored_bytes(data, image), (width, height)), None
 
 
 def _row(annotation: ImageAnnotation, data: bytes, size: tuple[int, int], report: ConversionReport,
@@ -384,6 +442,7 @@ def _row(annotation: ImageAnnotation, data: bytes, size: tuple[int, int], report
     report.dropped += [f"{annotation.box_name(row)} ({faults[row]})" for row in np.flatnonzero(~good)]
     boxes, labels, is_crowd = clipped[good], annotation.labels[good], annotation.is_crowd[good]
     num_boxes = len(boxes)
+    _look_for_other_formats(annotation.boxes_xyxy, size, report)
     report.num_images += 1
     report.num_crowd += int(is_crowd.sum())
     report.num_boxes += int((~is_crowd).sum())
@@ -397,22 +456,51 @@ def _row(annotation: ImageAnnotation, data: bytes, size: tuple[int, int], report
             "crowd": is_crowd.astype(np.int32)}
 
 
-def _log_report(records: RecordSet, report: ConversionReport, num_gts: int, *, training: bool) -> None:
+def _look_for_other_formats(boxes: np.ndarray, size: tuple[int, int], report: ConversionReport) -> None:
+    """Count what tells that boxes were meant as corners or as fractions of the picture."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    report.longest_side = max(report.longest_side, float(np.nan_to_num(sides).max(initial=0.0)))
+    # The width and height of the file, taken for the lower right corner.
+    inside = (sides > boxes[:, :2]).all(axis=1) & (sides <= np.array(size) + 1).all(axis=1)
+    over = (boxes[:, 2:] > np.array(size)).any(axis=1)
+    report.num_like_corners += int((inside & over).sum())
+
+
+def _log_report(sets: RecordSets, place: Path, report: ConversionReport, num_gts: int) -> None:
     """Say what the records hold, and by name what is not as the annotation file has it."""
+    training, manifest = sets.kind == "train", place / MANIFEST
     LOGGER.info("%s in %s: %s, %s, %d crowd boxes, %d boxes clipped to their picture, %s without boxes",
-                records.name, records.folder, count_of(report.num_images, "picture"),
-                count_of(report.num_boxes, "box", "boxes"), report.num_crowd, report.num_clipped,
-                count_of(report.num_without_boxes, "picture"))
+                sets.name, place, count_of(report.num_images, "picture"), count_of(report.num_boxes, "box", "boxes"),
+                report.num_crowd, report.num_clipped, count_of(report.num_without_boxes, "picture"))
+    for remark in (*report.remarks, *_doubts(report)):
+        LOGGER.warning("%s: %s", sets.source["annotation_file"], remark)
     if report.dropped:
         kept = "" if training else "; the ground truth of a COCO file still has them"
         LOGGER.warning("%s that cannot be used (all are listed in %s)%s: %s",
-                       count_of(len(report.dropped), "box", "boxes"), records.manifest, kept, listed(report.dropped))
+                       count_of(len(report.dropped), "box", "boxes"), manifest, kept, listed(report.dropped))
     if report.skipped:
-        LOGGER.warning("%s skipped (all are listed in %s): %s", count_of(len(report.skipped), "picture"),
-                       records.manifest, listed(report.skipped))
+        LOGGER.warning("%s skipped (all are listed in %s): %s", count_of(len(report.skipped), "picture"), manifest,
+                       listed(report.skipped))
     if training and report.crowded:
         LOGGER.warning("%s with more than num_gts = %d boxes, of which each epoch takes another random choice: %s",
                        count_of(len(report.crowded), "picture"), num_gts,
                        listed([f"{name} ({number})" for name, number in report.crowded.items()]))
     if training and not report.num_boxes:
         LOGGER.warning("no picture has a box to learn from: only background can be learnt")
+
+
+def _doubts(report: ConversionReport) -> Iterator[str]:
+    """Sentences about boxes that look as if they were meant otherwise."""
+    total = report.num_boxes + report.num_crowd + len(report.dropped)
+    num_flat = sum(text.endswith("(no area)") for text in report.dropped)
+    if total and report.longest_side <= 1:
+        yield (f"no box is wider or higher than 1 pixel (the longest side is {report.longest_side:g}): are they "
+               "fractions of the picture's width and height? Expected are pixels")
+    elif report.num_clipped > SUSPICIOUS_SHARE * total:
+        guess = ""
+        if report.num_like_corners > report.num_clipped / 2:
+            guess = ": are they corners, x1, y1, x2, y2? Expected are x, y, width, height"
+        yield f"{report.num_clipped} of {count_of(total, 'box', 'boxes')} reach over the edge of their picture{guess}"
+    elif num_flat > SUSPICIOUS_SHARE * total:
+        yield (f"{num_flat} of {count_of(total, 'box', 'boxes')} have no area: are they x, y, width, height in a list "
+               "of corners, x1, y1, x2, y2?")

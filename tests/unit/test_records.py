@@ -1,11 +1,16 @@
 """Record files: what is checked on the way in, and that no kill, change or stranger leaves a wrong set in use."""
+import fcntl
 import json
 import logging
+import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -17,7 +22,7 @@ from src import records
 from src.model_utils.errors import UserError
 from src.records import ensure_mindrecord
 from tests.helpers import BCCD, REPO_ROOT, needs_shared
-from tests.unit.picture_sets import config_for, make_coco, write_annotations
+from tests.unit.picture_sets import config_for, make_coco, make_picture, write_annotations
 
 
 @pytest.fixture
@@ -39,6 +44,12 @@ def image_ids(paths):
 
 def names_in(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def set_of(paths):
+    """The folder of a set of records."""
+    folder, = {Path(path).parent for path in paths}
+    return folder
 
 
 # ---- content
@@ -65,9 +76,10 @@ def test_evaluation_records_keep_the_order_of_the_file(tmp_path):
 
 def test_the_first_run_makes_the_folder_and_leaves_only_records_in_it(coco_root):
     config = config_for(coco_root, mindrecord_dir=coco_root / "new" / "folder")
-    ensure_mindrecord(config, training=True)
+    place = set_of(ensure_mindrecord(config, training=True))
     expected = [f"FasterRcnn.mindrecord{index}{suffix}" for index in range(8) for suffix in ("", ".db")]
-    assert names_in(coco_root / "new" / "folder") == sorted([*expected, "FasterRcnn.mindrecord.json"])
+    assert names_in(place) == sorted([*expected, "manifest.json"])
+    assert names_in(coco_root / "new" / "folder") == [place.name] and place.name.startswith("train-")
 
 
 def test_one_picture_over_eight_files(tmp_path):
@@ -221,17 +233,15 @@ def test_changed_classes_make_new_records(coco_root):
 
 @pytest.mark.parametrize("damage", [lambda folder: (folder / "FasterRcnn.mindrecord3").unlink(),
                                     lambda folder: (folder / "FasterRcnn.mindrecord3.db").write_bytes(b""),
-                                    lambda folder: (folder / "FasterRcnn.mindrecord.json").write_text('{"comp')])
-def test_damaged_sets(coco_root, damage):
-    """A lost or cut record file is made again; without a readable manifest the files count as someone else's."""
+                                    lambda folder: (folder / "manifest.json").write_text('{"comp'),
+                                    lambda folder: (folder / "manifest.json").unlink()])
+def test_a_damaged_set_is_made_again(coco_root, damage):
     config = config_for(coco_root)
-    ensure_mindrecord(config, training=True)
-    damage(coco_root / "records")
-    if (coco_root / "records" / "FasterRcnn.mindrecord.json").read_text() == '{"comp':
-        with pytest.raises(UserError, match="did not make"):
-            ensure_mindrecord(config, training=True)
-    else:
-        assert image_ids(ensure_mindrecord(config, training=True)) == list(range(91, 101))
+    place = set_of(ensure_mindrecord(config, training=True))
+    damage(place)
+    paths = ensure_mindrecord(config, training=True)
+    assert image_ids(paths) == list(range(91, 101))
+    assert set_of(paths) == place
 
 
 def test_files_of_others_are_left_alone(coco_root):
@@ -239,10 +249,220 @@ def test_files_of_others_are_left_alone(coco_root):
     folder.mkdir()
     (folder / "FasterRcnn.mindrecord0").write_text("of the published program")
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds FasterRcnn\.mindrecord0, which this program did not make"):
-        ensure_mindrecord(config_for(coco_root), training=True)
+    place = set_of(ensure_mindrecord(config_for(coco_root), training=True))
     assert (folder / "FasterRcnn.mindrecord0").read_text() == "of the published program"
-    assert names_in(folder) == ["FasterRcnn.mindrecord0", "notes.txt"]
+    assert names_in(folder) == sorted(["FasterRcnn.mindrecord0", "notes.txt", place.name])
+
+
+# ---- a set is of these pictures
+
+def repaint(path, number=77):
+    """Another picture of the same size under the same name."""
+    cv2.imwrite(str(path), make_picture(number))
+
+
+def test_replaced_pictures_make_new_records(coco_root):
+    config = config_for(coco_root)
+    ensure_mindrecord(config, training=True)
+    repaint(coco_root / "train2017" / "002.png")
+    rows = {int(row["image_id"]): row for row in rows_of(ensure_mindrecord(config, training=True))}
+    assert rows[98]["image"].tobytes() == (coco_root / "train2017" / "002.png").read_bytes()
+
+
+def test_a_picture_of_another_time_alone_is_another_picture(coco_root):
+    """Same name and same number of bytes, as many formats give."""
+    config = config_for(coco_root)
+    paths = ensure_mindrecord(config, training=True)
+    path = coco_root / "train2017" / "002.png"
+    data = bytearray(path.read_bytes())
+    path.write_bytes(data)
+    assert set_of(ensure_mindrecord(config, training=True)) != set_of(paths)
+
+
+def test_another_picture_folder_gives_its_pictures(tmp_path):
+    """The annotation file is the same: a corrupted copy of the pictures, say."""
+    make_coco(tmp_path, "val2017", 4)
+    other = tmp_path / "val_black"
+    other.mkdir()
+    for path in (tmp_path / "val2017").iterdir():
+        repaint(other / path.name)
+    anno_path = f"--anno_path={tmp_path / 'annotations' / 'instances_val2017.json'}"
+    ensure_mindrecord(config_for(tmp_path, anno_path), training=False)
+    rows = rows_of(ensure_mindrecord(config_for(tmp_path, anno_path, "--val_data_type=val_black"), training=False))
+    assert {row["image"].tobytes() for row in rows} == {(other / "000.png").read_bytes()}
+    with pytest.raises(UserError, match="picture folder .*val_nowhere does not exist"):
+        ensure_mindrecord(config_for(tmp_path, anno_path, "--val_data_type=val_nowhere"), training=False)
+
+
+def test_a_picture_that_is_gone_is_missed(coco_root):
+    config = config_for(coco_root)
+    ensure_mindrecord(config, training=True)
+    (coco_root / "train2017" / "002.png").unlink()
+    with pytest.raises(UserError, match=r"002\.png: there is no such file"):
+        ensure_mindrecord(config, training=True)
+
+
+def test_a_skipped_picture_that_has_come_joins_in(coco_root):
+    lost = coco_root / "train2017" / "003.png"
+    data = lost.read_bytes()
+    lost.unlink()
+    config = config_for(coco_root, "--skip_bad_images=True")
+    assert len(image_ids(ensure_mindrecord(config, training=True))) == 9
+    lost.write_bytes(data)
+    assert len(image_ids(ensure_mindrecord(config, training=True))) == 10
+
+
+USE_RECORDS = """
+import sys, time
+from src.model_utils.config import load_config
+from src.records import ensure_mindrecord
+print(ensure_mindrecord(load_config(sys.argv[1:]), training=False)[0], flush=True)
+sys.stdin.read()
+"""
+
+
+def flags_of(config):
+    return [f"--coco_root={config.coco_root}", f"--mindrecord_dir={config.mindrecord_dir}", "--device_target=CPU",
+            "--coco_classes=['background','cat','dog']", "--num_parallel_workers=1"]
+
+
+@contextmanager
+def another_program(*flags):
+    """A process that has taken evaluation records into use; gives the file it reads."""
+    with subprocess.Popen([sys.executable, "-c", USE_RECORDS, *flags], cwd=REPO_ROOT, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as process:
+        lines = (line.strip() for line in process.stdout)
+        yield next(line for line in lines if line.endswith("FasterRcnn_eval.mindrecord"))
+        process.stdin.close()
+
+
+def test_two_programs_with_two_evaluation_sets_do_not_meet(tmp_path):
+    """A training that evaluates on val2017, and an eval.py of a test set, in the same mindrecord_dir."""
+    make_coco(tmp_path, "val2017", 3, first_id=100)
+    make_coco(tmp_path, "test2017", 5, first_id=300)
+    config = config_for(tmp_path)
+    first = ensure_mindrecord(config, training=False)
+    with another_program(*flags_of(config), "--val_data_type=test2017") as second:
+        assert second != first[0]
+        assert image_ids(first) == [98, 99, 100] and image_ids([second]) == [296, 297, 298, 299, 300]
+    assert set_of(ensure_mindrecord(config, training=False)) == set_of(first)
+    assert Path(second).is_file()
+
+
+def test_a_set_goes_when_it_is_replaced_but_not_while_a_program_uses_it(tmp_path, caplog):
+    make_coco(tmp_path, "val2017", 3)
+    config = config_for(tmp_path)
+    with another_program(*flags_of(config)) as used:
+        repaint(tmp_path / "val2017" / "001.png")
+        second = ensure_mindrecord(config, training=False)
+        assert len(image_ids([used])) == 3
+    records._in_use.clear()                                    # as when this process had ended
+    with caplog.at_level(logging.INFO):
+        repaint(tmp_path / "val2017" / "001.png", number=78)
+        third = ensure_mindrecord(config, training=False)
+    assert names_in(tmp_path / "records") == [set_of(third).name]
+    assert "removed 2 record sets that nothing uses any more" in caplog.text
+    assert Path(used).parent.name in caplog.text and set_of(second).name in caplog.text
+
+
+def test_sets_of_other_annotation_files_stay_while_these_exist(tmp_path):
+    for subset in ("val2017", "test2017", "night"):
+        make_coco(tmp_path, subset, 2)
+        ensure_mindrecord(config_for(tmp_path, f"--val_data_type={subset}"), training=False)
+    assert len(names_in(tmp_path / "records")) == 3
+    records._in_use.clear()
+    (tmp_path / "annotations" / "instances_night.json").unlink()
+    make_coco(tmp_path, "val2017", 4)
+    ensure_mindrecord(config_for(tmp_path), training=False)
+    assert len(names_in(tmp_path / "records")) == 2            # val2017 anew, and test2017
+
+
+def test_records_of_the_first_release_go(tmp_path):
+    folder = tmp_path / "records"
+    folder.mkdir()
+    names = ["FasterRcnn_eval.mindrecord", "FasterRcnn_eval.mindrecord.db"]
+    for name in names:
+        (folder / name).write_text("old")
+    manifest = json.dumps({"complete": True, "files": dict.fromkeys(names)})
+    (folder / "FasterRcnn_eval.mindrecord.json").write_text(manifest)
+    make_coco(tmp_path, "val2017", 2)
+    place = set_of(ensure_mindrecord(config_for(tmp_path), training=False))
+    assert names_in(folder) == [place.name]
+
+
+def test_records_can_be_read_by_others_as_the_umask_says(tmp_path):
+    make_coco(tmp_path, "val2017", 2)
+    before = os.umask(0o027)
+    try:
+        place = set_of(ensure_mindrecord(config_for(tmp_path), training=False))
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in place.iterdir()} == {0o640}
+    assert stat.S_IMODE(place.stat().st_mode) == 0o750
+
+
+AS_ANOTHER_USER = """
+import os, sys
+from tests.unit.test_records import image_ids
+from src.model_utils.config import load_config
+from src.records import ensure_mindrecord
+config = load_config(sys.argv[1:])        # Python itself may lie where only its owner can read
+os.setgid(12345)
+os.setuid(12345)
+print(image_ids(ensure_mindrecord(config, training=False)))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user")
+def test_another_user_reads_the_records():
+    with tempfile.TemporaryDirectory() as folder:             # pytest's own folders are closed to others
+        Path(folder).chmod(0o755)
+        make_coco(Path(folder), "val2017", 2)
+        config = config_for(Path(folder))
+        ensure_mindrecord(config, training=False)
+        done = subprocess.run([sys.executable, "-c", AS_ANOTHER_USER, *flags_of(config)], cwd=REPO_ROOT, text=True,
+                              capture_output=True, check=False, timeout=100)
+    assert done.stdout.splitlines()[-1:] == ["[99, 100]"], done.stderr
+
+
+# ---- boxes that look as if they were meant otherwise
+
+def with_boxes(root, boxes):
+    """A training set of one picture, 40 x 30, with these boxes as the file has them."""
+    content = make_coco(root, "train2017", 1)
+    content["annotations"] = [{"id": number, "image_id": 100, "category_id": 10, "bbox": bbox}
+                              for number, bbox in enumerate(boxes, start=1)]
+    write_annotations(root, "train2017", content)
+    return config_for(root)
+
+
+def test_corners_in_place_of_width_and_height_are_guessed(tmp_path, caplog):
+    config = with_boxes(tmp_path, [[20, 10, 35, 28], [10, 12, 38, 20], [2, 3, 9, 10]])
+    ensure_mindrecord(config, training=True)
+    assert "2 of 3 boxes reach over the edge of their picture: are they corners, x1, y1, x2, y2?" in caplog.text
+
+
+def test_boxes_over_the_edge_that_are_no_corners_are_only_counted(tmp_path, caplog):
+    ensure_mindrecord(with_boxes(tmp_path, [[30, 20, 15, 15], [2, 3, 9, 10]]), training=True)
+    assert "1 of 2 boxes reach over the edge of their picture" in caplog.text and "corners" not in caplog.text
+
+
+def test_fractions_in_place_of_pixels_are_guessed(tmp_path, caplog):
+    ensure_mindrecord(with_boxes(tmp_path, [[0.2, 0.1, 0.5, 0.9], [0, 0, 1, 1]]), training=True)
+    assert "are they fractions of the picture's width and height?" in caplog.text
+
+
+def test_width_and_height_in_a_list_of_corners_are_guessed(tmp_path, caplog):
+    make_coco(tmp_path, "train2017", 1)
+    (tmp_path / "list.txt").write_text("000.png 20,10,5,8,1 30,20,9,9,2 1,1,9,9,1")
+    ensure_mindrecord(config_for(tmp_path, "--dataset=other", f"--image_dir={tmp_path / 'train2017'}",
+                                 f"--anno_path={tmp_path / 'list.txt'}"), training=True)
+    assert "2 of 3 boxes have no area: are they x, y, width, height in a list of corners" in caplog.text
+
+
+def test_ordinary_boxes_raise_no_doubt(coco_root, caplog):
+    ensure_mindrecord(config_for(coco_root), training=True)
+    assert "reach over" not in caplog.text and "are they" not in caplog.text
 
 
 def test_a_folder_that_cannot_be_made(coco_root):
@@ -278,38 +498,50 @@ elif point == "before commit":
     records.FileWriter.commit = killing(records.FileWriter.commit, 1)
 elif point == "after commit":
     records.FileWriter.commit = killing(records.FileWriter.commit, 1, after=True)
-elif point == "while moving":
-    records.Path.rename = killing(records.Path.rename, 6)
 elif point == "before the manifest":
-    records.write_json = killing(records.write_json, 2)
+    records.write_json = killing(records.write_json, 1)
+elif point == "before it has its name":
+    records.Path.rename = killing(records.Path.rename, 1)
+elif point == "before others go":
+    records._remove_replaced = killing(records._remove_replaced, 1)
 records.ensure_mindrecord(load_config(sys.argv[2:]), training=True)
 """
-KILL_POINTS = ["while writing", "before commit", "after commit", "while moving", "before the manifest"]
+KILL_POINTS = ["while writing", "before commit", "after commit", "before the manifest", "before it has its name",
+               "before others go"]
 
 
 @pytest.mark.parametrize("point", KILL_POINTS)
 def test_the_run_after_a_sigkill_makes_the_set(coco_root, point):
     """A set of an older annotation file is there when the killed run starts; it must not come back to life."""
     config = config_for(coco_root)
-    ensure_mindrecord(config, training=True)
+    old = set_of(ensure_mindrecord(config, training=True))
+    records._in_use.clear()
     make_coco(coco_root, "train2017", 12, first_id=200)
-    flags = [f"--coco_root={coco_root}", f"--mindrecord_dir={config.mindrecord_dir}", "--device_target=CPU",
-             "--coco_classes=['background','cat','dog']", "--num_parallel_workers=1"]
-    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, point, *flags], cwd=REPO_ROOT, check=False,
+    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, point, *flags_of(config)], cwd=REPO_ROOT, check=False,
                             capture_output=True, timeout=100)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    folder = coco_root / "records"
-    manifest = json.loads((folder / "FasterRcnn.mindrecord.json").read_text())
-    assert manifest["complete"] == (point in KILL_POINTS[:3])   # the old set, whole, until files are moved
-    assert image_ids(ensure_mindrecord(config, training=True)) == list(range(189, 201))
-    assert len(names_in(folder)) == 17                          # 8 files, 8 indexes, the manifest: no remains
+    assert (old / "manifest.json").is_file()
+    new = ensure_mindrecord(config, training=True)
+    assert image_ids(new) == list(range(189, 201))
+    # Killed between its name and the removal, the next conversion removes the old set.
+    assert set(names_in(coco_root / "records")) - {old.name} == {set_of(new).name}
+    assert len(names_in(set_of(new))) == 17                     # 8 files, 8 indexes, the manifest: no remains
 
 
-def test_another_process_is_converting(coco_root):
+@contextmanager
+def conversion_held(config):
+    """As while another process converts."""
+    folder = Path(config.mindrecord_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".train.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def test_another_process_that_does_not_finish_is_not_waited_for_for_ever(coco_root):
     config = config_for(coco_root)
-    held = records.RecordSet(coco_root / "records", "FasterRcnn.mindrecord", 8)
-    with records._lock(held, wait=False), pytest.raises(UserError, match="another process is making"):
-        ensure_mindrecord(config, training=True)
+    with conversion_held(config), pytest.raises(UserError, match="another process has not finished the records"):
+        ensure_mindrecord(config, training=True, stall_seconds=0.3)
     assert len(image_ids(ensure_mindrecord(config, training=True))) == 10
 
 
@@ -328,15 +560,14 @@ def test_another_rank_waits_for_the_first(coco_root):
 def test_hosts_that_share_a_folder_wait_for_each_other(coco_root, monkeypatch):
     """The first ranks of two hosts start at once: one converts, the other takes what it made."""
     config = config_for(coco_root)
-    held = records.RecordSet(Path(config.mindrecord_dir), records.TRAIN_NAME, records.NUM_TRAIN_FILES)
     conversions, result = [], []
     convert = records._convert
-    monkeypatch.setattr(records, "_convert", lambda *args, **more: (conversions.append(1), convert(*args, **more)))
+    monkeypatch.setattr(records, "_convert", lambda *args: conversions.append(1) or convert(*args))
 
     def host():
-        result.append(ensure_mindrecord(config, training=True, distributed=True))
+        result.append(ensure_mindrecord(config, training=True))
 
-    with records._lock(held, wait=False):
+    with conversion_held(config):
         waiting = [threading.Thread(target=host) for _ in range(2)]
         for thread in waiting:
             thread.start()
