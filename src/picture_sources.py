@@ -1,43 +1,80 @@
 """What a user names as input, a picture, a folder, a pattern or a video, as a list of files in natural order."""
 import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
+from src.coco_file import listed
 from src.model_utils.errors import UserError
+from src.transforms import PICTURE_SUFFIXES
 
-PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 
-def find_inputs(what: str) -> list[Path]:
+class Inputs(NamedTuple):
+    """What an input stands for.
+
+    Attributes:
+        files (list[Path]): to be read, at least one, in natural order: 2.jpg before 10.jpg.
+        left_out (list[Path]): all else in the folder or among what fits the pattern, in natural order.
+    """
+
+    files: list[Path]
+    left_out: list[Path]
+
+
+def find_inputs(what: str) -> Inputs:
     """The files that an input stands for.
 
     Args:
-        what (str): a file of any name; or a folder, of which the pictures are taken and not those of folders in
-            it; or a pattern with * ? [], in which ** goes through folders, of which all files are taken.
+        what (str): a file of any name; or a folder, of which the pictures are taken (`PICTURE_SUFFIXES`) but not
+            hidden ones nor those of folders in it; or a pattern with * ? [], in which ** goes through folders, of
+            which all files are taken.
 
     Returns:
-        list[Path]: at least one file, in natural order: 2.jpg before 10.jpg.
+        Inputs: the files, and what was left out.
 
     Raises:
         UserError: there is no such file, or the folder holds no pictures, or the pattern fits no file.
     """
     path = Path(what)
     if what and path.is_file():           # also where the name holds the signs of a pattern
-        return [path]
+        return Inputs([path], [])
     if what and path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES
-                 and not file.name.startswith(".") and file.is_file()]
-        if not files:
+        inputs = _split(path.iterdir(), lambda file: file.suffix.lower() in PICTURE_SUFFIXES
+                        and not file.name.startswith("."))
+        if not inputs.files:
             raise UserError(f"the folder {what} holds no pictures ({' '.join(PICTURE_SUFFIXES)}); folders in it are "
-                            f"not looked into, for them give a pattern: '{what}/**/*.jpg'")
-        return sorted(files, key=natural_key)
-    files = [Path(name) for name in glob.glob(what, recursive=True) if Path(name).is_file()]  # noqa: PTH207
-    if not files:
+                            f"not looked into, for them give a pattern: '{what}/**/*.jpg'"
+                            + (f". {left_out_text(inputs.left_out)}" if inputs.left_out else ""))
+        return inputs
+    inputs = _split(map(Path, set(glob.glob(what, recursive=True))), lambda file: True)  # noqa: PTH207
+    if not inputs.files:
         raise UserError(f"--input={what}: there is no such file or folder, and as a pattern it fits no file")
-    return sorted(files, key=natural_key)
+    looked_into = {folder for file in inputs.files for folder in file.parents}
+    return Inputs(inputs.files, [path for path in inputs.left_out if path not in looked_into])
+
+
+def _split(paths: Iterable[Path], is_wanted: Callable[[Path], bool]) -> Inputs:
+    """Files that are wanted, and the rest: other files, folders, links to nothing."""
+    inputs = Inputs([], [])
+    for path in sorted(paths, key=natural_key):
+        (inputs.files if is_wanted(path) and path.is_file() else inputs.left_out).append(path)
+    return inputs
+
+
+def left_out_text(left_out: Sequence[Path]) -> str:
+    """What of an input was left out, the first few by name: "2 other files or folders left out: a.gif; b.mp4 (...)".
+
+    Args:
+        left_out (Sequence[Path]): of `Inputs`, at least one.
+    """
+    number = f"{len(left_out)} other {'file or folder' if len(left_out) == 1 else 'files or folders'}"
+    names = listed([f"{path.name}/" if path.is_dir() else path.name for path in left_out])
+    hint = " (a video is detected in when it is named by itself)" if any(map(is_video, left_out)) else ""
+    return f"{number} left out: {names}{hint}"
 
 
 def natural_key(path: Path) -> tuple[list[str | int], str]:

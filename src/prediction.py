@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from src.annotations import count_of
+from src.coco_file import count_of
 from src.draw import draw_detections, write_image
 from src.files import write_bytes, write_json
 from src.model_utils.errors import UserError
-from src.picture_sources import is_video
+from src.picture_sources import is_video, left_out_text
 from src.progress import with_progress
 from src.transforms import PictureError, evaluation_input, read_rgb
 from src.util import Detections, detections_from_outputs
@@ -69,7 +69,8 @@ def detect(model: "Model", images: Sequence[np.ndarray]) -> list[Detections]:
     """
     inputs = [evaluation_input(image, model.info.canvas) for image in images]
     boxes, labels, mask = model(*(np.stack(column) for column in zip(*inputs, strict=True)))[:3]
-    found = [detections_from_outputs(*outputs) for outputs in zip(boxes, labels, mask, strict=True)]
+    found = [detections_from_outputs(*outputs, max_detections=None)
+             for outputs in zip(boxes, labels, mask, strict=True)]
     num_classes = len(model.info.class_names)
     for detections in found:
         wrong = detections.labels[(detections.labels < 0) | (detections.labels >= num_classes)]
@@ -86,18 +87,20 @@ class Predictor:
         model (Model): the detector.
         output_dir (str | Path): an existing folder, for the file of results.
         score_thr (float): detections below it are neither drawn nor listed.
+        left_out (Sequence[Path]): what of the user's input is no input of `run`, for the summary. Default: nothing.
 
     Attributes:
         predictions (list[Prediction]): one for every picture and frame so far, in order.
-        num_skipped (int): inputs that could not be read.
+        skipped (list[str]): inputs that could not be read, each with the reason.
     """
 
-    def __init__(self, model: "Model", output_dir: str | Path, score_thr: float):
+    def __init__(self, model: "Model", output_dir: str | Path, score_thr: float, left_out: Sequence[Path] = ()):
         self.model = model
         self.output_dir = Path(output_dir)
         self.score_thr = score_thr
+        self.left_out = left_out
         self.predictions: list[Prediction] = []
-        self.num_skipped = 0
+        self.skipped: list[str] = []
         self._num_dropped = 0
         self._batch_size = model.batch_size or 1
         self._seconds = 0.0
@@ -155,7 +158,7 @@ class Predictor:
 
     def _skip(self, error: PictureError) -> None:
         LOGGER.warning("skipped: %s", error)
-        self.num_skipped += 1
+        self.skipped.append(str(error))
 
     def _detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """The detections from the threshold on."""
@@ -179,8 +182,9 @@ class Predictor:
     def write_results(self, kind: str) -> Path:
         """Write `predictions.json` or `predictions.csv` into the output folder, whole or not at all.
 
-        JSON: the model, its classes, the threshold and under `pictures` every `Prediction`, also those without
-        detections. CSV: a row per detection with the columns `CSV_COLUMNS`; frame is empty for pictures.
+        JSON: the model, its classes, the threshold, under `pictures` every `Prediction`, also those without
+        detections, the summary without its times, and in full what it counts as `skipped` and `left_out`. CSV: a row
+        per detection with the columns `CSV_COLUMNS`; frame is empty for pictures.
 
         Args:
             kind (str): "json" or "csv".
@@ -195,20 +199,28 @@ class Predictor:
         if kind == "csv":
             return write_bytes(path, _as_csv(self.predictions))
         content = {"model": str(self.model.path), "class_names": self.model.info.class_names,
-                   "score_thr": self.score_thr, "pictures": list(map(asdict, self.predictions))}
+                   "score_thr": self.score_thr, "pictures": list(map(asdict, self.predictions)),
+                   "summary": f"{self._found()}; {self._not_read()}", "skipped": self.skipped,
+                   "left_out": list(map(str, self.left_out))}
         return write_json(path, content, indent=1)
 
     def summary(self) -> str:
-        """One line: pictures, detections, how many of each class, time, speed, and inputs skipped."""
+        """One line: pictures, detections, how many of each class, time, speed, inputs skipped and files left out."""
+        speed = len(self.predictions) / max(self._seconds, 1e-9)
+        return (f"{self._found()} in {self._seconds:.1f} s, {speed:.2f} pictures/s, start-up included; "
+                f"{self._not_read()}")
+
+    def _found(self) -> str:
         names = Counter(found["name"] for prediction in self.predictions for found in prediction.detections)
         per_class = ", ".join(f"{name} {number}" for name, number in names.most_common())
-        total = len(self.predictions)
         num_frames = sum(prediction.frame is not None for prediction in self.predictions)
-        what = " and ".join(count_of(number, unit) for number, unit in ((total - num_frames, "picture"),
-                                                                        (num_frames, "frame")) if number)
-        return (f"{what}, {count_of(names.total(), 'detection')}{f' ({per_class})' if per_class else ''} in "
-                f"{self._seconds:.1f} s, {total / max(self._seconds, 1e-9):.2f} pictures/s, start-up included; "
-                f"{count_of(self.num_skipped, 'input')} skipped")
+        numbers = (len(self.predictions) - num_frames, "picture"), (num_frames, "frame")
+        what = " and ".join(count_of(number, unit) for number, unit in numbers if number)
+        return f"{what}, {count_of(names.total(), 'detection')}{f' ({per_class})' if per_class else ''}"
+
+    def _not_read(self) -> str:
+        left_out = f"; {left_out_text(self.left_out)}" if self.left_out else ""
+        return f"{count_of(len(self.skipped), 'input')} skipped{left_out}"
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -7,15 +7,19 @@ For a picture called NAME.SUFFIX, in whatever folder, there are, one after the o
 - `NAME_2.bin`: mask (D,), one byte a row, 1 for a detection and 0 for padding.
 
 All numbers are little-endian. The mask tells D, and the bytes of boxes per row, 20 or 10, their type.
+
+NAME is compared in Unicode form NFC, since macOS writes "ü" as two signs and annotation files as one, and folders may
+stand before "/" or, as Windows writes them, before a backslash.
 """
 import logging
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from src.annotations import count_of, listed
+from src.coco_file import count_of, listed
 from src.model_utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,12 +33,17 @@ LABEL_TYPE = np.dtype("<i4")
 
 
 def result_name(file_name: str) -> str:
-    """NAME of a picture: its file name without folders and without what follows the last dot.
+    """NAME of a picture in Unicode form NFC: its file name without folders and without what follows the last dot.
 
-    >>> result_name("val/a.b.jpg"), result_name("noextension"), result_name(".hidden")
-    ('a.b', 'noextension', '.hidden')
+    >>> result_name("val/a.b.jpg"), result_name("noextension"), result_name(".hidden"), result_name("val\\a.jpg")
+    ('a.b', 'noextension', '.hidden', 'a')
     """
-    return PurePosixPath(file_name).stem
+    return PurePosixPath(_normal(file_name)).stem
+
+
+def _normal(file_name: str) -> str:
+    """What is the same for all spellings of a file's name: without folders, in Unicode form NFC."""
+    return unicodedata.normalize("NFC", PurePosixPath(file_name.replace("\\", "/")).name)
 
 
 def result_paths(folder: str | Path, name: str) -> tuple[Path, Path, Path]:
@@ -78,7 +87,7 @@ def add_result_files(evaluator: "CocoEvaluator", folder: str | Path) -> None:
     """Hand the result files of every picture of the ground truth to its evaluator.
 
     Args:
-        evaluator (CocoEvaluator): knows the pictures; keeps the best 100 detections of each.
+        evaluator (CocoEvaluator): knows the pictures; keeps the best `test_max_per_img` detections of each.
         folder (str | Path): `result_path`.
 
     Raises:
@@ -89,8 +98,7 @@ def add_result_files(evaluator: "CocoEvaluator", folder: str | Path) -> None:
         raise UserError("result_path is empty: name the folder of the result files, --result_path=result_Files")
     folder = Path(folder)
     images = evaluator.ground_truth["images"]
-    names = _distinct_names([image["file_name"] for image in images])
-    _check_all_there(folder, names)
+    names = _names_in(folder, _distinct_names([image["file_name"] for image in images]))
     for image, name in zip(images, names, strict=True):
         boxes, labels, mask = read_result_files(folder, name)
         evaluator.add([image["id"]], boxes[None], labels[None], mask[None])
@@ -110,29 +118,43 @@ def _wrong_size(path: Path, data: bytes, expected: str, mask: np.ndarray) -> Use
 
 
 def _distinct_names(file_names: Sequence[str]) -> list[str]:
-    """NAME of every picture; two that are equal would have overwritten each other's files."""
+    """NAME of every picture; the files of two that are equal cannot be told apart."""
     picture_of: dict[str, str] = {}
     for file_name in file_names:
         other = picture_of.setdefault(result_name(file_name), file_name)
         if other != file_name:
             raise UserError(f"{other!r} and {file_name!r} have the same result files {result_name(file_name)}_0.bin "
-                            "and so on: one overwrote the other's. Rename one and run the model again")
+                            "and so on: whose they are cannot be told. Rename one and run the model again")
     return list(picture_of)
 
 
-def _check_all_there(folder: Path, names: Sequence[str]) -> None:
-    """Compare the folder's content with what the pictures need, before any file is read."""
-    try:
-        found = {path.name for path in folder.iterdir()}
-    except OSError as error:
-        raise UserError(f"result_path {folder} cannot be read ({error.strerror})") from error
+def _names_in(folder: Path, names: Sequence[str]) -> list[str]:
+    """NAME of every picture as the folder spells it; what they need is looked for before any file is read."""
+    spelling = _spellings(folder)
     needed = [path.name for name in names for path in result_paths(folder, name)]
-    missing = [name for name in needed if name not in found]
+    missing = [name for name in needed if name not in spelling]
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} of the {len(needed)} result files that "
                         f"{count_of(len(names), 'picture')} of the annotation file need: {listed(missing)}. "
                         "Every picture counts once: run the model on all of them")
-    extra = sorted(name for name in found - set(needed) if name.endswith(".bin"))
+    extra = sorted(spelling[name] for name in spelling.keys() - set(needed))
     if extra:
         LOGGER.warning("%s: %s of no picture of the annotation file left out: %s", folder,
                        count_of(len(extra), "file"), listed(extra))
+    return [spelling[f"{name}_0.bin"].removesuffix("_0.bin") for name in names]
+
+
+def _spellings(folder: Path) -> dict[str, str]:
+    """The folder's .bin files: what is the same for all spellings of a name, and the name itself."""
+    try:
+        found = sorted(path.name for path in folder.iterdir() if path.suffix == ".bin")
+    except OSError as error:
+        raise UserError(f"result_path {folder} cannot be read ({error.strerror})") from error
+    spelling: dict[str, str] = {}
+    for name in found:
+        other = spelling.setdefault(_normal(name), name)
+        if other != name:
+            raise UserError(f"{folder} holds {other!r} and {name!r}, two spellings of one name: whose they are cannot "
+                            "be told. Remove the files of an earlier run, or rename one picture and run the model "
+                            "again")
+    return spelling

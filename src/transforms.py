@@ -11,14 +11,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from src.model_utils.errors import UserError
 
 # RGB, of the ImageNet pictures the backbones were trained on
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")    # MPO: a JPEG with further pictures behind it, from cameras
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF")    # MPO: a JPEG with further pictures behind it, from cameras
+# In lower case: a file in a folder is taken for a picture by its name.
+PICTURE_SUFFIXES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B")      # Pillow's, of those it reads right
 MAX_PICTURE_BYTES = 128 << 20
 MAX_EXPAND_RATIO = 4.0
 PADDING_LABEL = -1
@@ -96,15 +99,49 @@ def checked_rgb(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as picture:      # reads the header only
             kind = picture.format
+            if kind == "TIFF":
+                return _tiff_rgb(picture)
     except Image.DecompressionBombError as error:
         raise PictureError(f"is too large ({error})") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise PictureError("is not a picture (JPEG, PNG, BMP or WEBP)") from error
+        raise PictureError("is not a picture (JPEG, PNG, BMP, WEBP or TIFF), or damaged") from error
     if kind not in FORMATS:
-        raise PictureError(f"is a {kind} file; expected JPEG, PNG, BMP or WEBP")
+        raise PictureError(f"is a {kind} file; expected JPEG, PNG, BMP, WEBP or TIFF")
     if kind in ("JPEG", "MPO") and b"\xff\xd9" not in data:    # no end marker: OpenCV lets some of these pass
         raise PictureError("is cut off")
     return decode_rgb(np.frombuffer(data, np.uint8))
+
+
+def _tiff_rgb(picture: Image.Image) -> np.ndarray:
+    """Decode a TIFF file by Pillow: OpenCV reads some kinds wrongly, and half a file, without an error.
+
+    Of 16-bit colours Pillow gives the upper bytes, which are at most 1 below those of other files.
+    """
+    tags = (ExifTags.Base.Orientation, ExifTags.Base.PhotometricInterpretation)
+    orientation, photometric = (picture.tag_v2.get(tag, 1) for tag in tags)
+    deep = picture.mode.startswith("I;16")
+    if picture.n_frames > 1:
+        raise PictureError(f"is a TIFF file of {picture.n_frames} pages; save each as a file of its own")
+    if orientation != 1:
+        raise PictureError("is a TIFF file that is to be turned when it is shown; save it upright")
+    if picture.mode not in TIFF_MODES or (deep and photometric == 0):      # 0: white is 0, which Pillow forgets there
+        raise PictureError(f"is a TIFF file of the kind {picture.mode}, which is not read; save it as PNG")
+    picture.load()
+    if deep:
+        return np.rint(np.asarray(picture) / 257.0).astype(np.uint8)[..., None].repeat(3, axis=2)
+    return np.array(picture.convert("RGB"))
+
+
+def stored_bytes(data: bytes, image: np.ndarray) -> bytes:
+    """A picture file as `decode_rgb` takes it: its own content, a TIFF file as PNG.
+
+    Args:
+        data (bytes): the file's content.
+        image (np.ndarray): (h, w, 3) uint8 RGB, what `checked_rgb` made of it.
+    """
+    if not data.startswith((b"II*\0", b"MM\0*")):
+        return data
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def read_rgb(path: str | Path) -> np.ndarray:

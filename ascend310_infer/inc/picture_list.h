@@ -3,14 +3,23 @@
 #define ASCEND310_INFER_PICTURE_LIST_H_
 
 #include <filesystem>
+#include <string>
 #include <vector>
 
 namespace detector {
 
-// The JPEG, PNG, BMP and WEBP files of a folder by their extension, sorted by name; folders below it are not entered.
-// Throws UserError when the folder is none or holds no picture, and when two pictures differ in their extension alone:
-// their result files would have one name.
-std::vector<std::filesystem::path> ListPictures(const std::filesystem::path& folder);
+struct PictureList {
+  std::vector<std::filesystem::path> pictures;
+  std::vector<std::filesystem::path> left_out;  // all else in the folder
+};
+
+// The files of a folder whose extension, in any case, is one of PICTURE_SUFFIXES in src/transforms.py, but for TIFF, which
+// only Python reads, and hidden ones (".name"); folders in it are not entered. Sorted by name. Throws UserError when the folder is none or holds no
+// picture, and when two pictures differ in their extension alone: their result files would have one name.
+PictureList ListPictures(const std::filesystem::path& folder);
+
+// One line about what is left out, the first few by name; empty when nothing is.
+std::string LeftOutLine(const std::vector<std::filesystem::path>& left_out);
 
 }  // namespace detector
 

@@ -21,7 +21,8 @@ constexpr size_t kPicturesPerLine = 100;
 
 void DetectAll(const detector::Options& options) {
   // What can be wrong without the model is found before the model is built, which may take minutes.
-  const auto pictures = detector::ListPictures(options.dataset_path);
+  const auto [pictures, left_out] = detector::ListPictures(options.dataset_path);
+  if (!left_out.empty()) std::cout << detector::LeftOutLine(left_out) << std::endl;
   detector::MakeFolder(options.result_path);
   detector::MakeFolder(options.time_path);
   detector::ModelRunner runner(options);

@@ -14,8 +14,11 @@ namespace fs = std::filesystem;
 
 namespace {
 
+constexpr size_t kMaxNamed = 10;
+
 bool IsPicture(const fs::path& path) {
-  static const std::set<std::string> kExtensions = {".jpg", ".jpeg", ".png", ".bmp", ".webp"};
+  static const std::set<std::string> kExtensions = {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"};
+  if (path.filename().string().front() == '.') return false;  // hidden, such as the "._a.jpg" that macOS adds
   std::string extension = path.extension().string();
   for (char& letter : extension) letter = static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
   return kExtensions.count(extension) == 1;
@@ -34,21 +37,34 @@ void CheckNames(const std::vector<fs::path>& pictures) {
 
 }  // namespace
 
-std::vector<fs::path> ListPictures(const fs::path& folder) {
+PictureList ListPictures(const fs::path& folder) {
   std::error_code error;
   if (!fs::is_directory(folder, error)) throw UserError(folder.string() + ": is not a folder of pictures");
-  std::vector<fs::path> pictures;
+  PictureList list;
   const fs::directory_iterator entries(folder, error);
   if (error) throw UserError(folder.string() + ": cannot be listed (" + error.message() + ")");
   for (const fs::directory_entry& entry : entries) {
-    if (IsPicture(entry.path()) && !entry.is_directory(error)) pictures.push_back(entry.path());
+    const bool is_picture = IsPicture(entry.path()) && entry.is_regular_file(error);
+    (is_picture ? list.pictures : list.left_out).push_back(entry.path());
   }
-  if (pictures.empty()) {
-    throw UserError(folder.string() + ": holds no picture; expected files named .jpg, .jpeg, .png, .bmp or .webp");
+  if (list.pictures.empty()) {
+    throw UserError(folder.string() + ": holds no picture; expected files named .bmp, .jfif, .jpe, .jpeg, .jpg, .png "
+                    "or .webp" + (list.left_out.empty() ? "" : "; " + LeftOutLine(list.left_out)));
   }
-  std::sort(pictures.begin(), pictures.end());
-  CheckNames(pictures);
-  return pictures;
+  std::sort(list.pictures.begin(), list.pictures.end());
+  std::sort(list.left_out.begin(), list.left_out.end());
+  CheckNames(list.pictures);
+  return list;
+}
+
+std::string LeftOutLine(const std::vector<fs::path>& left_out) {
+  if (left_out.empty()) return "";
+  const size_t num_named = std::min(left_out.size(), kMaxNamed);
+  std::string line = std::to_string(left_out.size()) +
+                     (left_out.size() == 1 ? " other file or folder" : " other files or folders") + " left out: ";
+  for (size_t i = 0; i < num_named; ++i) line += (i == 0 ? "" : "; ") + left_out[i].filename().string();
+  if (left_out.size() > num_named) line += " and " + std::to_string(left_out.size() - num_named) + " more";
+  return line;
 }
 
 }  // namespace detector

@@ -40,7 +40,7 @@ cv::Mat BytesOf16Bit(const cv::Mat& deep) {
 
 cv::Mat DecodeRgb(const Bytes& content) {
   const PictureHeader header = ReadHeader(content);
-  if (header.width * header.height > kMaxPixels) {
+  if (header.height > 0 && header.width > kMaxPixels / header.height) {  // the product may be too large to compute
     throw UserError("is too large (" + std::to_string(header.width) + " x " + std::to_string(header.height) +
                     " pixels; the limit is " + std::to_string(kMaxPixels) + ")");
   }

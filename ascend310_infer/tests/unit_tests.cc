@@ -89,12 +89,25 @@ void TestPictureList() {
   const TemporaryFolder folder;
   CheckThrows<detector::UserError>([&] { detector::ListPictures(folder / "none"); }, "none: is not a folder");
   CheckThrows<detector::UserError>([&] { detector::ListPictures(folder / ""); }, "holds no picture");
-  for (const char* name : {"b.JPG", "a b.png", "c.d.webp", "notes.txt", "noextension"}) Touch(folder / name);
+  for (const char* name : {"notes.txt", "noextension", ".hidden.jpg", ".jpg"}) Touch(folder / name);
   fs::create_directory(folder / "folder.png");
-  const auto pictures = detector::ListPictures(folder / "");
-  Check(pictures.size() == 3, "three pictures");
-  Check(pictures[0].filename() == "a b.png" && pictures[1].filename() == "b.JPG", "sorted by name");
+  fs::create_symlink(folder / "none", folder / "link.png");
+  CheckThrows<detector::UserError>([&] { detector::ListPictures(folder / ""); },
+                                   "holds no picture; expected files named .bmp, .jfif, .jpe, .jpeg, .jpg, .png or "
+                                   ".webp; 6 other files or folders left out: ");
+  const std::vector<std::string> names = {"a b.png", "b.JPG",  "c.d.webp", "e.JFIF",
+                                          "f.jpe",   "g.jpeg", "j.bmp"};
+  for (const std::string& name : names) Touch(folder / name);
+  const auto [pictures, left_out] = detector::ListPictures(folder / "");
+  Check(pictures.size() == names.size(), "seven pictures");
+  for (size_t i = 0; i < names.size(); ++i) Check(pictures[i].filename() == names[i], names[i] + " sorted by name");
   Check(pictures[2].stem() == "c.d", "only the last extension goes");
+  Check(detector::LeftOutLine(left_out) == "6 other files or folders left out: .hidden.jpg; .jpg; folder.png; link.png; "
+                                           "noextension; notes.txt", "what is left out");
+  Check(detector::LeftOutLine(std::vector<fs::path>(12, "a")) ==
+            "12 other files or folders left out: a; a; a; a; a; a; a; a; a; a and 2 more", "the first ten by name");
+  Check(detector::LeftOutLine({"x/a"}) == "1 other file or folder left out: a" && detector::LeftOutLine({}).empty(),
+        "one or nothing left out");
   Touch(folder / "b.png");
   CheckThrows<detector::UserError>([&] { detector::ListPictures(folder / ""); }, "the same result files");
 }

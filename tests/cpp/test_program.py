@@ -60,6 +60,7 @@ def test_timing_line(program, model, pictures, tmp_path):
     line = (tmp_path / "time_Result/test_perform_static.txt").read_text()
     assert line.startswith("NN inference cost average time: ") and line.endswith(" ms of infer_count 2\n")
     assert float(line.split()[5]) > 0
+    assert "1 other file or folder left out: notes.txt\n" in result.stdout
     assert line in result.stdout and f"2 pictures, input {WIDTH} x {HEIGHT}, CPU 0" in result.stdout
 
 

@@ -10,7 +10,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.convert_checkpoint import META_BACKBONE, META_CLASSES, write_checkpoint
+from src.convert_checkpoint import write_checkpoint
+from src.detector_notes import META_BACKBONE, META_CLASSES
 from src.FasterRcnn import build_detector
 from src.model_utils.config import load_config
 from src.sample_data import SampleSpec, make_sample_data
@@ -32,7 +33,7 @@ def predict(*arguments, cwd):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures, a film of them, a bad picture, and a checkpoint that notes its classes."""
+    """Pictures of three suffixes, a film of them, a bad picture, other files, and a checkpoint with its classes."""
     folder = tmp_path_factory.mktemp("predict")
     make_sample_data(folder / "data", SampleSpec(num_train=NUM_PICTURES, num_val=1))
     (folder / "data" / "train2017").rename(folder / "photos")
@@ -41,7 +42,13 @@ def folder(tmp_path_factory):
     for number in range(NUM_FRAMES):
         writer.write(pictures[number % NUM_PICTURES])
     writer.release()
+    first, second = sorted((folder / "photos").iterdir())[:2]
+    first.rename(first.with_suffix(".JFIF"))
+    assert cv2.imwrite(str(second.with_suffix(".tif")), pictures[1])
+    second.unlink()
     (folder / "photos" / "bad.jpg").write_text("no picture")
+    (folder / "photos" / "notes.txt").touch()
+    (folder / "photos" / "clip.mp4").write_bytes((folder / "film.mp4").read_bytes())
     ms.set_seed(1)
     config = load_config([*OPTIONS, f"--coco_classes={['background', *CLASSES]}", "--device_target=CPU"])
     write_checkpoint(build_detector(config).parameters_dict(), folder / "random.ckpt",
@@ -64,12 +71,17 @@ def test_a_folder_of_pictures(folder):
         assert all(found["name"] == CLASSES[found["label"]] for found in entry["detections"])
         scores = [found["score"] for found in entry["detections"]]
         assert scores == sorted(scores, reverse=True) and min(scores) >= 0.02
-    warnings = [line for line in done.stdout.splitlines() if line.startswith("WARNING")]
-    assert len(warnings) == 1 and "photos/bad.jpg: is not a picture" in warnings[0]
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("WARNING: skipped: ")]
+    assert len(skipped) == 1 and "photos/bad.jpg: is not a picture" in skipped[0]
     num_detections = sum(len(entry["detections"]) for entry in content["pictures"])
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"{NUM_PICTURES} pictures, {num_detections} detections (")
-    assert last.endswith("1 input skipped; drawn copies in predictions, results in predictions/predictions.json")
+    left_out = ("1 input skipped; 2 other files or folders left out: clip.mp4; notes.txt (a video is detected in when "
+                "it is named by itself)")
+    assert last.endswith(f"{left_out}; drawn copies in predictions, results in predictions/predictions.json")
+    assert content["summary"].endswith(left_out)
+    assert content["left_out"] == ["photos/clip.mp4", "photos/notes.txt"]
+    assert len(content["skipped"]) == 1 and content["skipped"][0].startswith("photos/bad.jpg: is not a picture")
 
 
 def test_a_video_into_a_table(folder):

@@ -3,9 +3,11 @@ import random
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from src.model_utils.errors import UserError
-from src.picture_sources import find_inputs, is_video, natural_key, output_paths
+from src.picture_sources import find_inputs, is_video, left_out_text, natural_key, output_paths
+from src.transforms import FORMATS, PICTURE_SUFFIXES
 
 NATURAL = ["1.jpg", "2.JPG", "10.jpg", "a1b2.png", "a1b10.png", "A2.png", "a10.png", "b.png"]
 
@@ -38,19 +40,55 @@ def test_any_two_names_can_be_compared(name):
 
 
 def test_a_folder_stands_for_its_pictures_alone(folder):
-    assert names(find_inputs(str(folder))) == ["1.jpg", "2.JPG", "10.jpg", "[1].jpg", *NATURAL[3:]]
+    assert names(find_inputs(str(folder)).files) == ["1.jpg", "2.JPG", "10.jpg", "[1].jpg", *NATURAL[3:]]
+
+
+def test_what_a_folder_holds_besides_is_left_out(folder):
+    (folder / "dangling.jpg").symlink_to(folder / "nowhere")
+    left_out = find_inputs(str(folder)).left_out
+    assert names(left_out) == [".hidden.jpg", "dangling.jpg", "film.mp4", "folder.jpg", "noextension", "notes.txt",
+                               "sub"]
+    assert left_out_text(left_out) == (
+        "7 other files or folders left out: .hidden.jpg; dangling.jpg; film.mp4; folder.jpg/; noextension; notes.txt; "
+        "sub/ (a video is detected in when it is named by itself)")
+    assert left_out_text(left_out[-2:]) == "2 other files or folders left out: notes.txt; sub/"
+    assert left_out_text(left_out[-1:]) == "1 other file or folder left out: sub/"
+
+
+def test_all_suffixes_are_taken_in_any_case(tmp_path):
+    every = [f"{index}{suffix}" for index, suffix in enumerate(
+        [*PICTURE_SUFFIXES, *map(str.upper, PICTURE_SUFFIXES), *map(str.title, PICTURE_SUFFIXES)])]
+    for name in [*every, "a.gif", "b.jpg.txt"]:
+        (tmp_path / name).touch()
+    assert names(find_inputs(str(tmp_path)).files) == every
+    assert names(find_inputs(str(tmp_path)).left_out) == ["a.gif", "b.jpg.txt"]
+
+
+def test_every_suffix_is_one_of_a_format_that_is_read():
+    Image.init()
+    assert {Image.EXTENSION[suffix] for suffix in PICTURE_SUFFIXES} == set(FORMATS) - {"MPO"}
 
 
 @pytest.mark.parametrize("name", ["noextension", "[1].jpg", "film.mp4", "notes.txt"])
 def test_a_file_that_exists_is_taken_whatever_its_name(folder, name):
-    assert find_inputs(str(folder / name)) == [folder / name]
+    assert find_inputs(str(folder / name)) == ([folder / name], [])
 
 
 @pytest.mark.parametrize(("pattern", "expected"), [
     ("*.jpg", ["1.jpg", "10.jpg", "[1].jpg"]), ("a*", ["a1b2.png", "a1b10.png", "a10.png"]),
     ("**/3.jpg", ["3.jpg"]), ("*.mp4", ["film.mp4"]), ("?.[jJ][pP][gG]", ["1.jpg", "2.JPG"])])
 def test_a_pattern_stands_for_all_files_that_fit(folder, pattern, expected):
-    assert names(find_inputs(str(folder / pattern))) == expected
+    assert names(find_inputs(str(folder / pattern)).files) == expected
+
+
+@pytest.mark.parametrize(("pattern", "expected"), [
+    ("*", ["dangling", "folder.jpg", "sub"]), ("**", ["dangling", "folder.jpg"]), ("**/*.jpg", ["folder.jpg"]),
+    ("*.png", []), ("[ds]*", ["dangling", "sub"])])
+def test_what_fits_a_pattern_and_is_no_file_is_left_out(folder, pattern, expected):
+    """Folders that ** goes through are no part of it."""
+    (folder / "dangling").symlink_to(folder / "nowhere")
+    (folder / "dark.png").touch()
+    assert names(find_inputs(str(folder / pattern)).left_out) == expected
 
 
 @pytest.mark.parametrize("what", ["", "missing.jpg", "*.tif", "missing/*.jpg"])
@@ -61,7 +99,8 @@ def test_nothing_is_an_error(folder, monkeypatch, what):
 
 
 def test_a_folder_without_pictures_is_an_error_that_helps(folder):
-    with pytest.raises(UserError, match=r"sub holds no pictures \(\.bmp .*'.*sub/\*\*/\*\.jpg'"):
+    with pytest.raises(UserError, match=r"sub holds no pictures \(\.bmp .*'.*sub/\*\*/\*\.jpg'\. 1 other file or "
+                                        r"folder left out: deep/$"):
         find_inputs(str(folder / "sub"))
 
 

@@ -77,6 +77,17 @@ def predictor(folder, names, *, score_thr=0.5, suffix=".png", **model):
     return worker
 
 
+def test_all_that_the_model_gives_is_listed():
+    """A model exported with test_max_per_img above 100."""
+    class ManyBoxes(BrightBoxModel):
+        def __call__(self, images, metas):
+            boxes = np.tile(np.float32([10, 20, 30, 40, 0.5]), (len(images), 130, 1))
+            labels, mask = np.zeros((len(images), 130, 1), np.int32), np.ones((len(images), 130, 1), bool)
+            return boxes, labels, mask
+
+    assert [len(found.labels) for found in detect(ManyBoxes(), [picture(0)])] == [130]
+
+
 def write_video(path, lefts, size=(640, 320), rate=10):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
     for left in lefts:
@@ -128,6 +139,20 @@ def test_bad_pictures_are_named_and_left_out(folder, caplog):
         "text.jpg", "empty.png", "cut.png", "missing.png"]
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["0.png", "1.png"]
     assert worker.summary().endswith("4 inputs skipped")
+
+
+def test_what_was_skipped_and_left_out_is_in_the_summary_and_in_the_file(folder):
+    inputs = [folder / "in" / name for name in ("0.png", "text.jpg")]
+    left_out = [folder / "in" / name for name in ("film.mp4", *(f"{number}.txt" for number in range(11)))]
+    worker = Predictor(BrightBoxModel(), folder / "out", 0.5, left_out)
+    worker.run(inputs, output_paths(inputs, folder / "out", ".png"))
+    end = ("; 1 input skipped; 12 other files or folders left out: film.mp4; 0.txt; 1.txt; 2.txt; 3.txt; 4.txt; 5.txt; "
+           "6.txt; 7.txt; 8.txt and 2 more (a video is detected in when it is named by itself)")
+    assert worker.summary().endswith(f"start-up included{end}")
+    content = json.loads(worker.write_results("json").read_text())
+    assert content["summary"] == f"1 picture, 1 detection (square 1){end}"
+    assert content["left_out"] == list(map(str, left_out))
+    assert content["skipped"] == [f"{inputs[1]}: is not a picture (JPEG, PNG, BMP, WEBP or TIFF), or damaged"]
 
 
 def test_no_good_picture_is_an_error(folder):
@@ -219,7 +244,7 @@ def test_frames_are_counted_anew_in_every_video_and_pictures_come_first(folder):
 def test_a_video_that_is_none_is_skipped(folder, caplog):
     (folder / "in" / "text.mp4").write_text("no video")
     worker = predictor(folder, ["text.mp4", "0.png"])
-    assert worker.num_skipped == 1
+    assert worker.skipped == [f"{folder / 'in' / 'text.mp4'}: is not a video that can be read"]
     assert "text.mp4: is not a video that can be read" in caplog.text
     assert [path.name for path in (folder / "out").iterdir()] == ["0.png"]
 

@@ -64,6 +64,12 @@ def test_name_is_the_file_name_without_folders_and_extension(file_name, name):
     assert result_name(file_name) == name
 
 
+@pytest.mark.parametrize("file_name", ["val\\gr\u00f6\u00dfe.jpg", "val\\sub\\gro\u0308\u00dfe.jpg",
+                                       "C:\\x/gro\u0308\u00dfe.png"])
+def test_name_is_the_same_for_all_spellings(file_name):
+    assert result_name(file_name) == "gr\u00f6\u00dfe"             # o with two dots as one sign: form NFC
+
+
 @pytest.mark.parametrize("float_format", ["f", "e"])
 def test_boxes_of_either_type_are_read(tmp_path, float_format):
     boxes = [[1.5, 2, 30, 40.25, 0.75], [0, 0, 0, 0, 0], [5, 6, 70, 80, 0.125]]      # exact in float16 too
@@ -138,6 +144,41 @@ def test_text_lists_are_scored_too(tmp_path):
     assert postprocess.main([CLASSES, "--dataset=other", f"--image_dir={pictures}", f"--anno_path={tmp_path}/val.txt",
                              f"--result_path={tmp_path}/results", f"--eval_output_path={tmp_path}/out"]) == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["AP"] == pytest.approx(1)
+
+
+def test_more_rows_than_a_hundred_count_when_they_are_asked_for(tmp_path):
+    """130 perfect boxes: all of them with --test_max_per_img=130, 100 by default, 30 where 30 are asked for."""
+    corners = [(20 * (i % 13), 20 * (i // 13)) for i in range(130)]
+    annotations = write_annotations(tmp_path / "val.json", ["a.png"])
+    content = json.loads(annotations.read_text())
+    content["annotations"] = [{"id": i, "image_id": 7, "category_id": 3, "bbox": [x, y, 15, 15], "area": 225,
+                               "iscrowd": 0} for i, (x, y) in enumerate(corners)]
+    annotations.write_text(json.dumps(content))
+    write(tmp_path / "results", "a", [[x, y, x + 15, y + 15, 0.9] for x, y in corners], [1] * 130, [1] * 130)
+    for flags, recall, last in (["--test_max_per_img=130"], 1, 130), ([], 100 / 130, 100), (
+            ["--test_max_per_img=30"], 30 / 130, 100):
+        postprocess.main([CLASSES, f"--anno_path={annotations}", f"--result_path={tmp_path}/results",
+                          f"--eval_output_path={tmp_path}", *flags])
+        metrics = json.loads((tmp_path / "metrics.json").read_text())
+        assert (metrics["AR100"], metrics["max_dets"]) == (pytest.approx(recall), [1, 10, last])
+
+
+@pytest.mark.parametrize(("file_name", "stem"), [
+    ("val2017\\a.jpg", "a"), ("val2017\\sub\\a.jpg", "a"), ("b\\a.jpg", "b\\a"), ("a.jpg", "b\\a"),
+    ("caf\u00e9.jpg", "cafe\u0301"), ("cafe\u0301.jpg", "caf\u00e9"), ("d\\cafe\u0301.jpg", "caf\u00e9")])
+def test_other_slashes_and_other_unicode_forms_are_the_same_picture(tmp_path, caplog, file_name, stem):
+    annotations = write_annotations(tmp_path / "val.json", [file_name, "other.jpg"])
+    write_perfect_results(tmp_path / "results", [stem, "other"])
+    postprocess.main([CLASSES, f"--anno_path={annotations}", f"--result_path={tmp_path}/results",
+                      f"--eval_output_path={tmp_path}/out"])
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["AP"] == pytest.approx(1)
+    assert "left out" not in caplog.text
+
+
+def test_two_spellings_of_one_name_are_refused(case):
+    write(case.results, "gro\u0308\u00dfe 图片", [[0] * 5], [0], [0])
+    with pytest.raises(UserError, match=r"result_Files holds '.*_0\.bin' and '.*_0\.bin', two spellings of one name"):
+        case()
 
 
 def test_missing_files_are_counted_and_the_first_named(case):

@@ -1,5 +1,6 @@
 """Pictures and boxes on their way to the network; expected numbers are worked out here by hand or with OpenCV."""
 import io
+import struct
 import zlib
 
 import cv2
@@ -111,6 +112,95 @@ def test_read_rgb_names_the_file(tmp_path):
         transforms.read_rgb(bad)
     with pytest.raises(PictureError, match=r"none\.jpg: cannot be read \(No such file"):
         transforms.read_rgb(tmp_path / "none.jpg")
+
+
+# ---- TIFF
+
+TIFF_COMPRESSIONS = ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"]
+
+
+@pytest.mark.parametrize("compression", TIFF_COMPRESSIONS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1"])
+def test_tiff_pictures_arrive_as_they_are_stored(mode, compression):
+    """A plain colour is the same in every mode, and alpha is dropped, not multiplied."""
+    colour = (255, 255, 255) if mode == "1" else (90, 90, 90)
+    image = Image.new("RGB", (30, 20), colour)
+    image = image.quantize(8) if mode == "P" else image.convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(10)
+    stream = io.BytesIO()
+    image.save(stream, "TIFF", compression=compression)
+    decoded = transforms.checked_rgb(stream.getvalue())
+    assert decoded.shape == (20, 30, 3) and decoded.dtype == np.uint8
+    assert np.abs(decoded.astype(int) - colour).max() <= 1
+
+
+@pytest.mark.parametrize("compression", TIFF_COMPRESSIONS)
+def test_tiff_pixels_have_their_places_and_the_order_rgb(compression):
+    picture = smooth_picture(37, 53)
+    assert np.array_equal(transforms.checked_rgb(file_of(picture, "TIFF", compression=compression)), picture)
+    assert np.array_equal(transforms.checked_rgb(cv2.imencode(".tif", picture[..., ::-1])[1].tobytes()), picture)
+
+
+def test_sixteen_bit_grey_tiff_values_are_divided_by_257():
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    decoded = transforms.checked_rgb(file_of_16_bits(values))
+    assert decoded.tolist() == [[[value] * 3 for value in (0, 0, 1, 1, 128, 255)]]
+
+
+def test_sixteen_bit_colours_of_a_tiff_are_their_upper_bytes():
+    values = np.array([[[0, 257, 65535], [32768, 255, 256]]], np.uint16)
+    data = cv2.imencode(".tif", values[..., ::-1])[1].tobytes()
+    assert transforms.checked_rgb(data).tolist() == [[[0, 1, 255], [128, 0, 1]]]
+
+
+def file_of_16_bits(values, **options):
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "TIFF", **options)
+    return stream.getvalue()
+
+
+def with_tag(data, tag, value):
+    """A little-endian TIFF file whose tag of one 16-bit number has another value."""
+    entry = data.index(struct.pack("<HHI", tag, 3, 1))
+    return data[:entry + 8] + struct.pack("<H", value) + data[entry + 10:]
+
+
+def pages(number):
+    stream = io.BytesIO()
+    first, *rest = [Image.new("RGB", (9, 9)) for _ in range(number)]
+    first.save(stream, "TIFF", save_all=True, append_images=rest)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("data, message", [
+    (pages(3), "3 pages; save each as a file of its own"),
+    (file_of_16_bits(np.ones((9, 9), np.float32)), "of the kind F, which is not read; save it as PNG"),
+    (file_of_16_bits(np.ones((9, 9), np.int32)), "of the kind I, which"),
+    (with_tag(file_of_16_bits(np.ones((9, 9), np.uint16)), 262, 0), "of the kind I;16, which is not read"),
+    (file_of(smooth_picture(9, 9), "TIFF", tiffinfo={274: 6}), "to be turned when it is shown; save it upright"),
+], ids=["pages", "float", "32 bits", "white is 0", "turned"])
+def test_other_tiff_files_are_refused_by_name(data, message):
+    with pytest.raises(PictureError, match=message):
+        transforms.checked_rgb(data)
+
+
+@pytest.mark.parametrize("compression", TIFF_COMPRESSIONS)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_cut_tiff_is_refused(compression, share):
+    data = file_of(smooth_picture(97, 131), "TIFF", compression=compression)
+    with pytest.raises(PictureError):
+        transforms.checked_rgb(data[:int(share * len(data))])
+
+
+def test_records_hold_a_tiff_as_png_and_other_files_as_they_are():
+    picture = smooth_picture(20, 30)
+    for kind in ("TIFF", "PNG", "JPEG"):
+        data = file_of(picture, kind)
+        decoded = transforms.checked_rgb(data)
+        stored = transforms.stored_bytes(data, decoded)
+        assert (stored == data) == (kind != "TIFF")
+        assert np.array_equal(transforms.decode_rgb(as_array(stored)), decoded)
 
 
 # ---- resizing
