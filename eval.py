@@ -23,15 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from src.model_file import load_model
     from src.model_utils.config import describe, load_config
     from src.model_utils.device_adapter import job
-    from src.runtime import init_device
+    from src.runtime import init_device, with_available_device
 
     config = load_config(argv)
     for line in describe(config):
         LOGGER.info(line)
-    with job(config):
+    with job(config) as config:
+        config = with_available_device(config)
         init_device(config)
         model = load_model(config.checkpoint_path, config)
-        Evaluation(model.info.configuration(config)).score(model)
+        Evaluation(model.config).score(model)
     return 0
 
 

@@ -1,13 +1,15 @@
 """Score an exported ONNX file on a data set with ONNX Runtime: the twelve COCO figures, as eval.py gives them.
 
-    python eval_onnx.py --file_name=faster_rcnn.onnx --coco_root=COCO2017 --anno_path=instances_val2017.json \
-        --mindrecord_dir=MindRecord --device_target=CPU --backbone=resnet_v1.5_50
+    python eval_onnx.py --file_name=faster_rcnn.onnx --coco_root=COCO2017
 
-Classes and sizes come from the file; flags may repeat them but not contradict.
+Classes and sizes come from the file; flags may repeat them but not contradict. The device is the one of the installed
+ONNX Runtime; with --device_target it is that or none.
 """
+import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from src.runtime import prepare_process, run
 
@@ -26,12 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(argv)
     for line in describe(config):
         LOGGER.info(line)
-    with job(config):
-        if not config.file_name.endswith(".onnx"):
-            raise UserError(f"file_name is {config.file_name}: expected an ONNX file, such as "
-                            "--file_name=faster_rcnn.onnx; checkpoints and MINDIR files are for eval.py")
+    if not config.file_name.endswith(".onnx"):
+        raise UserError(f"file_name is {config.file_name}: expected an ONNX file, such as "
+                        "--file_name=faster_rcnn.onnx; checkpoints and MINDIR files are for eval.py")
+    # For export.py it is a result, so job does not know that it is read here.
+    config = dataclasses.replace(config, file_name=str(Path(config.file_name).absolute()))
+    with job(config) as config:
         model = load_model(config.file_name, config)
-        Evaluation(model.info.configuration(config)).score(model)
+        Evaluation(model.config).score(model)
     return 0
 
 

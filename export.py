@@ -1,10 +1,10 @@
 """Export a trained detector as MINDIR, AIR or ONNX.
 
-    python export.py --config_path=default_config.yaml --ckpt_file=faster_rcnn.ckpt --device_target=CPU \
-        --file_format=ONNX --backbone=resnet_v1.5_50 --file_name=faster_rcnn
+    python export.py --ckpt_file=faster_rcnn.ckpt --file_format=ONNX --file_name=faster_rcnn
 
-MINDIR and AIR files take batches of `test_batch_size`, ONNX files any number of pictures. The file is loaded again and
-compared with the network before it takes its name.
+MINDIR and AIR files hold the operators of `device_target`, an ONNX file is the same for every device. MINDIR and AIR
+files take batches of `test_batch_size`, ONNX files any number of pictures. The file is loaded again and compared with
+the network before it takes its name.
 """
 import logging
 import sys
@@ -18,7 +18,7 @@ LOGGER = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as the command line says; returns the exit code 0."""
     prepare_process()          # before anything imports MindSpore
-    from src.exporter import export_detector
+    from src.exporter import export_detector, with_export_device
     from src.model_utils.config import describe, load_config
     from src.model_utils.device_adapter import job
     from src.runtime import init_device
@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(argv)
     for line in describe(config):
         LOGGER.info(line)
-    with job(config):
+    with job(config) as config:
+        config = with_export_device(config)
         init_device(config)
         export_detector(config)
     return 0

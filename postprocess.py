@@ -27,10 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(argv)
     for line in describe(config):
         LOGGER.info(line)
-    with job(config):
+    with job(config) as config:
         output_dir = check_writable(config.eval_output_path)
         ground_truth = coco_ground_truth(config)
-        evaluator = CocoEvaluator(ground_truth, category_ids(config, ground_truth), dataset_name(config))
+        evaluator = CocoEvaluator(ground_truth, category_ids(config, ground_truth), dataset_name(config),
+                                  config.test_max_per_img)
         add_result_files(evaluator, config.result_path)
         evaluator.summarize(output_dir)
     return 0

@@ -20,13 +20,14 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     parser = argparse.ArgumentParser(
         prog="predict.py", allow_abbrev=False, description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other flags are those of the configuration, see python train.py --help. A .ckpt needs those it was "
-               "trained\nwith, such as --backbone, --img_width, --img_height and --coco_classes, or --config_path. The "
-               "device is the CPU unless\n--device_target says otherwise.")
+        epilog="All other flags are those of the configuration, see python train.py --help. The model's file knows its "
+               "classes,\nits image size and all else it was trained with; --img_width, --img_height and the thresholds "
+               "of a .ckpt may\nbe changed. The device is the best that is there, unless --device_target names one.")
     parser.add_argument("--model", required=True, metavar="FILE", help="The detector: a .ckpt, .onnx or .mindir file.")
     parser.add_argument("--input", required=True, metavar="WHAT",
                         help="A picture; a video, told by its suffix; a folder, of which all pictures are taken but "
-                             "not those of folders in it; or a pattern in quotes, such as 'photos/**/*.jpg'.")
+                             "not those of folders in it, nor videos; or a pattern in quotes, such as "
+                             "'photos/**/*.jpg', of which all files are taken.")
     parser.add_argument("--output_dir", default="predictions", metavar="FOLDER",
                         help="Where drawn copies and results go. It is made if it does not exist, files of the same "
                              "names are replaced, and it may not hold the inputs. (default: %(default)s)")
@@ -57,17 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     from src.model_utils.device_adapter import job
     from src.picture_sources import find_inputs, output_paths
     from src.prediction import Predictor
-    from src.runtime import init_device
+    from src.runtime import init_device, with_available_device
 
     config = load_config(flags)
-    if "device_target" not in config.command_line:
-        config = load_config([*flags, "--device_target=CPU"])
-    with job(config):
-        inputs = find_inputs(arguments.input)
+    if config.enable_modelarts:         # job works in another folder; what is read lies in this one
+        arguments.model, arguments.input = (str(Path(path).absolute()) for path in (arguments.model, arguments.input))
+    with job(config) as config:
+        inputs, left_out = find_inputs(arguments.input)
         targets = output_paths(inputs, Path(arguments.output_dir), f".{arguments.picture_format}")
         output_dir = check_writable(arguments.output_dir)
+        config = with_available_device(config)
         init_device(config)
-        predictor = Predictor(load_model(arguments.model, config), output_dir, arguments.score_thr)
+        predictor = Predictor(load_model(arguments.model, config), output_dir, arguments.score_thr, left_out)
         predictor.run(inputs, targets)
         results = predictor.write_results(arguments.results)
         LOGGER.info("%s; drawn copies in %s, results in %s", predictor.summary(), output_dir, results)

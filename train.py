@@ -16,27 +16,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the configuration says; see the README for the commands."""
     # MindSpore reads the environment when it is imported, so its users are imported after it is prepared.
     prepare_process()
-    from src.convert_checkpoint import load_pretrained
+    from src.annotations import check_evaluation_list
+    from src.convert_checkpoint import load_pretrained, pretrained_config
     from src.dataset import create_train_dataset, ensure_mindrecord
     from src.FasterRcnn import build_detector
     from src.model_utils.config import describe, load_config
     from src.model_utils.device_adapter import job
     from src.network_define import check_start, train
-    from src.runtime import init_device
+    from src.run_files import find_old_run
+    from src.runtime import init_device, with_available_device
 
     config = load_config(argv)
     for line in describe(config):
         LOGGER.info(line)
-    with job(config):
+    with job(config) as config:
         check_start(config)
+        if config.run_eval:
+            check_evaluation_list(config)
+        old_run = find_old_run(config)
+        config = with_available_device(config)
         device = init_device(config)
-        network = load_pretrained(build_detector(config), config.pre_trained, finetune=config.finetune)
-        records = ensure_mindrecord(config, training=True, local_rank=device.local_rank,
-                                    distributed=config.run_distribute)
+        config = pretrained_config(config)
+        network = load_pretrained(build_detector(config, device.rank), config.pre_trained, finetune=config.finetune)
+        records = ensure_mindrecord(config, training=True, local_rank=device.local_rank)
         dataset = create_train_dataset(config, records, rank=device.rank, num_shards=device.num_devices,
                                        with_image_id=True)
-        evaluates = config.run_eval and device.rank == 0
-        train(network, dataset, config, device, evaluation(config, network) if evaluates else None)
+        evaluate = evaluation(config, network) if config.run_eval and device.rank == 0 else None
+        old_run.set_aside(device)
+        train(network, dataset, config, device, evaluate)
     return 0
 
 

@@ -16,7 +16,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from mindspore import Parameter, Tensor, nn
 
-from src.files import write_whole
+from src.detector_notes import BACKBONE, FINETUNING, INFERENCE, Use, noted_settings, with_notes
+from src.files import open_to_others, write_whole
+from src.model_utils.config import Config
 from src.model_utils.errors import UserError, first_line
 
 LOGGER = logging.getLogger(__name__)
@@ -32,11 +34,9 @@ CLASSIFIER_PREFIXES = ("end_point.", "fc.", "head.")
 # Spellings of older releases: part of a name, and what it is now.
 RENAMES = (("fpn_ncek.", "fpn_neck."), ("down_sample_layer.0.", "conv_down_sample."),
            ("down_sample_layer.1.", "bn_down_sample."))
-# What we write beside the weights.
+# What we write beside the weights; src.detector_notes has the rest of it.
 META_PREFIX = "meta_"
 META_COUNT = "meta_num_entries"
-META_BACKBONE = "meta_backbone"
-META_CLASSES = "meta_classes"
 # MindSpore puts this word and a number behind the content when it writes a checksum.
 CHECKSUM_MARK = b"crc_num"
 # Bytes per value of the types that checkpoints of this detector hold.
@@ -131,6 +131,34 @@ def network_parameters(entries: Mapping[str, Parameter]) -> dict[str, Parameter]
             if not name.startswith(CLASSIFIER_PREFIXES)}
 
 
+def noted_config(config: Config, path: str | Path, use: Use = INFERENCE) -> Config:
+    """The configuration with the settings that a checkpoint notes, to build its network from.
+
+    Args:
+        config (Config): of the run.
+        path (str | Path): the checkpoint.
+        use (Use): what it is loaded for, default inference.
+
+    Raises:
+        UserError: the file is missing or damaged, or what the user has set contradicts it.
+    """
+    return with_notes(config, read_checkpoint(path), path, use)
+
+
+def pretrained_config(config: Config) -> Config:
+    """The configuration with what the checkpoint that training starts from notes about the part that is loaded.
+
+    Args:
+        config (Config): `pre_trained` names the checkpoint, empty for none; `finetune` says what is loaded of it.
+
+    Raises:
+        UserError: see `noted_config`.
+    """
+    if not config.pre_trained:
+        return config
+    return noted_config(config, config.pre_trained, FINETUNING if config.finetune else BACKBONE)
+
+
 def load_pretrained(network: nn.Cell, path: str | Path, finetune: bool = False) -> nn.Cell:
     """Load the weights that training starts from.
 
@@ -185,7 +213,7 @@ def load_detector(network: nn.Cell, path: str | Path) -> nn.Cell:
 
 def _check_backbone(network: nn.Cell, entries: Mapping, path: str | Path) -> None:
     """Two ResNet-50 kinds have equal names and shapes; files of ours say which one they hold."""
-    stored, expected = entries.get(META_BACKBONE), getattr(network, "backbone_name", None)
+    stored, expected = noted_settings(entries, path).get("backbone"), getattr(network, "backbone_name", None)
     if stored and expected and stored != expected:
         raise UserError(f"checkpoint {path} holds backbone {stored}, but the configuration says {expected}; "
                         f"use --backbone={stored}")
@@ -224,7 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     params = {name: value for name, value in network_parameters(entries).items() if name.startswith(BACKBONE_PREFIX)}
     if not params:
         raise UserError(f"checkpoint {args.ckpt_file} holds no parameter of a backbone")
-    write_checkpoint(params, args.output, {key: entries[key] for key in (META_BACKBONE,) if key in entries})
+    write_checkpoint(params, args.output, {key: value for key, value in entries.items()
+                                                if key.startswith(META_PREFIX) and key != META_COUNT})
     LOGGER.info("wrote %d parameters to %s", len(params), args.output)
     return 0
 
@@ -251,7 +280,7 @@ def write_checkpoint(parameters: Mapping[str, Tensor], path: str | Path,
 
     def write(partial: Path) -> None:
         ms.save_checkpoint(entries, str(partial), append_dict=notes, crc_check=True)
-        partial.chmod(0o644)     # MindSpore makes files that only their owner can read
+        open_to_others(partial)
 
     write_whole(path, write)
 

@@ -1,20 +1,22 @@
 """Checkpoint in, MINDIR, AIR or ONNX file out, and the proof that the file detects what the network detects."""
+import dataclasses
 import logging
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src.convert_checkpoint import load_detector
+from src.convert_checkpoint import load_detector, noted_config
+from src.detector_notes import notes_of
 from src.FasterRcnn import build_detector
-from src.files import write_whole
-from src.model_file import Model, ModelInfo, network_model, open_model, with_noted_classes
+from src.files import open_to_others, write_whole
+from src.model_file import Model, ModelInfo, network_model, open_model
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError
+from src.runtime import with_available_device
 from src.transforms import evaluation_input
 from src.util import Detections, detections_from_outputs
 
@@ -27,6 +29,24 @@ SAME_SCORE = 0.02
 # Rounding may swap the last of many equally weak candidates; a wrong graph loses most of them.
 MIN_AGREEMENT = 0.9
 GENERATED, BLACK = "generated picture", "black picture"
+
+
+def with_export_device(config: Config) -> Config:
+    """The configuration with the device that a file is written and checked on: for ONNX the CPU, which is always there.
+
+    An ONNX graph is the same for every device; MINDIR and AIR files hold the operators of one.
+
+    Args:
+        config (Config): `file_format`, and `device_target` for MINDIR and AIR, see `with_available_device`.
+
+    Returns:
+        Config
+    """
+    if config.file_format != "ONNX":
+        return with_available_device(config)
+    if config.device_target != "CPU":
+        LOGGER.info("an ONNX file is the same for every device: this one is written and checked on the CPU")
+    return dataclasses.replace(config, device_target="CPU")
 
 
 def export_detector(config: Config) -> Path:
@@ -51,7 +71,7 @@ def export_detector(config: Config) -> Path:
                         f"{config.file_format}")
     suffix = SUFFIXES[config.file_format]
     path = Path(config.file_name if config.file_name.endswith(suffix) else config.file_name + suffix)
-    config = with_noted_classes(config, config.ckpt_file)
+    config = noted_config(config, config.ckpt_file)
     network = load_detector(build_detector(config), config.ckpt_file)
     reference = network_model(network, config, Path(config.ckpt_file))
     write = _write_onnx if config.file_format == "ONNX" else _write_mindspore
@@ -75,12 +95,12 @@ def _write_mindspore(network: nn.Cell, config: Config, path: Path) -> None:
               ms.Tensor(np.ones((batch, 4), np.float32)))
     options = {}
     if config.file_format == "MINDIR":
-        options["custom_func"] = lambda content: content.user_info.update(ModelInfo.from_config(config).notes())
+        options["custom_func"] = lambda content: content.user_info.update(_notes(config))
     # MindSpore's export takes no path with blanks and makes files that only their owner can read.
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / f"detector{path.suffix}"
         ms.export(network, *inputs, file_name=str(written), file_format=config.file_format, **options)
-        written.chmod(0o644)
+        open_to_others(written)
         shutil.move(written, path)
 
 
@@ -96,15 +116,19 @@ def _write_onnx(network: nn.Cell, config: Config, path: Path) -> None:
     elif config.onnx_precision == "int8":
         from src.onnx_quantize import quantize
         model = quantize(model, config)
-    for key, value in ModelInfo.from_config(config, config.onnx_precision).notes().items():
+    for key, value in _notes(config).items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
 
+def _notes(config: Config) -> dict[str, str]:
+    return ModelInfo.from_config(config, config.onnx_precision).notes() | notes_of(config)
+
+
 # ---- the check -----------------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Difference:
     """How the detections of two models for one picture differ.
 
@@ -171,7 +195,7 @@ def _check(model: Model, reference: Model, exact: bool) -> None:
     canvas = reference.info.canvas
     for name, picture in sample_pictures(canvas.height, canvas.width).items():
         image, meta = (array[None] for array in evaluation_input(picture, canvas))
-        expected, found = (detections_from_outputs(*(output[0] for output in run(image, meta)[:3]))
+        expected, found = (detections_from_outputs(*(output[0] for output in run(image, meta)[:3]), max_detections=None)
                            for run in (reference, model))
         difference = compare_detections(expected, found)
         LOGGER.info("%s: network %d detections, file %d, %d in common; largest difference among these: box %.2g px, "

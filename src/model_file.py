@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -16,7 +17,8 @@ from google.protobuf.message import DecodeError
 from mindspore import nn
 
 from src.compile_cache import compile_once
-from src.convert_checkpoint import META_CLASSES, load_detector, read_checkpoint
+from src.convert_checkpoint import load_detector, noted_config
+from src.detector_notes import noted_settings, settled
 from src.FasterRcnn import build_detector
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError, first_line
@@ -84,11 +86,12 @@ class ModelInfo:
             raise UserError(f"{path}: its notes about classes and sizes are missing or damaged ({error!r}); export the "
                             "checkpoint again with export.py") from error
 
-    def configuration(self, config: Config) -> Config:
-        """The configuration with the classes and sizes of the file.
+    def configuration(self, config: Config, settings: Mapping[str, Any] | None = None) -> Config:
+        """The configuration with the classes and sizes of an exported file; says in the log what comes from there.
 
         Args:
             config (Config): of the run; what its command line states must agree with the file.
+            settings (Mapping | None): further settings that the file notes, see `noted_settings`.
 
         Raises:
             UserError: a flag contradicts the file.
@@ -97,11 +100,7 @@ class ModelInfo:
                   "img_width": self.canvas.width, "img_height": self.canvas.height,
                   "keep_ratio": self.canvas.keep_ratio, "backbone": self.backbone,
                   "test_score_thr": self.score_thr, "test_iou_thr": self.iou_thr, "test_max_per_img": self.max_per_img}
-        for key in sorted(stated.keys() & config.command_line):
-            if getattr(config, key) != stated[key]:
-                raise UserError(f"--{key} is {getattr(config, key)}, but the model was exported with {stated[key]}; "
-                                f"leave --{key} out or export another model")
-        return dataclasses.replace(config, **stated)
+        return settled(config, {**(settings or {}), **stated}, "the model was exported with")
 
 
 @dataclass(frozen=True)
@@ -113,12 +112,14 @@ class Model:
         info (ModelInfo): classes, sizes, thresholds.
         batch_size (int | None): pictures per call; fewer are filled up. None: any number.
         run (Callable): images and metadata, as in ``__call__``, to the outputs.
+        config (Config): of the run, with the settings that the file notes.
     """
 
     path: Path
     info: ModelInfo
     batch_size: int | None
     run: Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
+    config: Config
 
     def __call__(self, images: np.ndarray, metas: np.ndarray) -> list[np.ndarray]:
         """Detect.
@@ -156,8 +157,8 @@ def load_model(path: str | Path, config: Config) -> Model:
 
     Args:
         path (str | Path): a checkpoint (.ckpt), or what export.py has written (.onnx, .mindir).
-        config (Config): says what a checkpoint leaves open (canvas, thresholds, `test_batch_size`, and the classes of
-            checkpoints that do not note them), and the device of an ONNX file.
+        config (Config): says what the file leaves open, such as `test_batch_size` and the device. What the file notes
+            goes before it, see `src.detector_notes`.
 
     Returns:
         Model: call it with pictures.
@@ -181,9 +182,7 @@ def open_model(path: Path, config: Config) -> Model:
     if not path.is_file():
         raise UserError(f"model {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file that "
                         f"ends in {', '.join(loaders)}")
-    model = loaders[path.suffix.lower()](path, config)
-    model.info.configuration(config)        # refuses flags that contradict the file
-    return model
+    return loaders[path.suffix.lower()](path, config)
 
 
 def cell_runner(cell: nn.Cell) -> Callable[[np.ndarray, np.ndarray], list[np.ndarray]]:
@@ -194,7 +193,7 @@ def cell_runner(cell: nn.Cell) -> Callable[[np.ndarray, np.ndarray], list[np.nda
 
 
 def network_model(network: nn.Cell, config: Config, path: Path) -> Model:
-    """A network in memory as a model; it is put into evaluation mode."""
+    """A network in memory, built from this configuration, as a model; it is put into evaluation mode."""
     cell = DetectionCell(network)
     cell.set_train(False)
 
@@ -203,26 +202,18 @@ def network_model(network: nn.Cell, config: Config, path: Path) -> Model:
         compile_once(cell, inputs, config)
         return [output.asnumpy() for output in cell(*inputs)]
 
-    return Model(path, ModelInfo.from_config(config), config.test_batch_size, run)
-
-
-def with_noted_classes(config: Config, checkpoint: str | Path) -> Config:
-    """The configuration with the classes that a checkpoint notes, unless the command line names some.
-
-    Raises:
-        UserError: the checkpoint is missing or damaged.
-    """
-    noted = read_checkpoint(checkpoint).get(META_CLASSES)
-    if not noted or "coco_classes" in config.command_line:
-        return config
-    # Files of the first release hold the names between commas.
-    classes = tuple(json.loads(noted) if noted.startswith("[") else noted.split(","))
-    return dataclasses.replace(config, coco_classes=classes, num_classes=len(classes))
+    return Model(path, ModelInfo.from_config(config), config.test_batch_size, run, config)
 
 
 def _load_checkpoint(path: Path, config: Config) -> Model:
-    config = with_noted_classes(config, path)
+    config = noted_config(config, path)
     return network_model(load_detector(build_detector(config), path), config, path)
+
+
+def _exported(notes: Mapping[str, str], path: Path, config: Config) -> tuple[ModelInfo, Config]:
+    """What an exported file says of itself, and the configuration with it."""
+    info = ModelInfo.from_notes(notes, path)
+    return info, info.configuration(config, noted_settings(notes, path))
 
 
 # ---- ONNX ----------------------------------------------------------------------------------------------------
@@ -231,26 +222,49 @@ def _load_onnx(path: Path, config: Config) -> Model:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    provider = PROVIDERS[config.device_target]
-    if provider not in onnxruntime.get_available_providers():
-        raise UserError(f"device_target is {config.device_target}, but this ONNX Runtime {onnxruntime.__version__} has "
-                        f"only {', '.join(onnxruntime.get_available_providers())}. Use --device_target=CPU, or install "
-                        f"the ONNX Runtime package for {config.device_target}")
+    providers = _onnx_providers(config)
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=[provider])
+        session = onnxruntime.InferenceSession(str(path), providers=providers)
     except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented,
             state.RuntimeException) as error:
         raise UserError(f"{path} is damaged or no ONNX file that ONNX Runtime {onnxruntime.__version__} can run: "
                         f"{first_line(error)}") from error
+    _check_onnx_device(session.get_providers()[0], config)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 2 or len(outputs) != 3:
         raise UserError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; expected image and image "
                         "metadata in, boxes, labels and mask out. Is it a detector?")
-    info = ModelInfo.from_notes(session.get_modelmeta().custom_metadata_map, path)
+    info, config = _exported(session.get_modelmeta().custom_metadata_map, path, config)
     names = [value.name for value in inputs]
     batch_size = inputs[0].shape[0]
     return Model(path, info, batch_size if isinstance(batch_size, int) else None,
-                 lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True))))
+                 lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True))), config)
+
+
+def _onnx_providers(config: Config) -> list[str]:
+    """ONNX Runtime's names of the devices to try: that of a flag `device_target`, else all that are installed."""
+    import onnxruntime
+
+    asked, available = PROVIDERS[config.device_target], onnxruntime.get_available_providers()
+    if "device_target" not in config.command_line:
+        best_first = dict.fromkeys((asked, PROVIDERS["GPU"], PROVIDERS["Ascend"], PROVIDERS["CPU"]))
+        return [provider for provider in best_first if provider in available]
+    if asked not in available:
+        raise UserError(f"device_target is {config.device_target}, but this ONNX Runtime {onnxruntime.__version__} has "
+                        f"only {', '.join(available)}. Use --device_target=CPU, or install the ONNX Runtime package "
+                        f"for {config.device_target}")
+    return [asked]
+
+
+def _check_onnx_device(used: str, config: Config) -> None:
+    """ONNX Runtime goes on with the CPU where it cannot start a device: refused where a flag asked for the device."""
+    if used == PROVIDERS[config.device_target]:
+        return
+    if "device_target" in config.command_line:
+        raise UserError(f"device_target is {config.device_target}, but ONNX Runtime cannot start it here; its message "
+                        "stands above. Use --device_target=CPU, or install what the device needs")
+    LOGGER.info("this ONNX Runtime has no %s, the device_target of the configuration: the model runs on %s",
+                config.device_target, next(target for target, provider in PROVIDERS.items() if provider == used))
 
 
 # ---- MINDIR --------------------------------------------------------------------------------------------------
@@ -264,6 +278,6 @@ def _load_mindir(path: Path, config: Config) -> Model:
         cell = nn.GraphCell(ms.load(str(path)))
     except (DecodeError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged or no MINDIR file: {first_line(error)}") from error
-    info = ModelInfo.from_notes(content.user_info, path)
+    info, config = _exported(content.user_info, path, config)
     batch_size = content.graph.input[0].tensor[0].dims[0]
-    return Model(path, info, batch_size, cell_runner(cell))
+    return Model(path, info, batch_size, cell_runner(cell), config)

@@ -1,5 +1,6 @@
 """What surrounds a run: the process environment, the device, the log, and how an entry script ends."""
 import ctypes
+import dataclasses
 import logging
 import os
 import sys
@@ -65,6 +66,23 @@ class Device:
     rank: int = 0
     num_devices: int = 1
     local_rank: int = 0
+
+
+def with_available_device(config):
+    """The configuration with the best device that this MindSpore can use, where the user has not named one.
+
+    Args:
+        config (Config): ``device_target``, and whether a flag or the user's own file sets it.
+
+    Returns:
+        Config
+    """
+    if "device_target" in config.command_line | config.file_keys:
+        return config
+    import mindspore as ms
+    target = next(target for target in ("Ascend", "GPU", "CPU") if ms.hal.is_available(target))
+    LOGGER.info("runs on %s; --device_target names another device", target)
+    return dataclasses.replace(config, device_target=target)
 
 
 def init_device(config) -> Device:

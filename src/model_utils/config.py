@@ -29,6 +29,7 @@ from src.model_utils.config_checks import (
     as_text,
     check_backbone,
     check_config,
+    shorten,
 )
 from src.model_utils.config_file import ConfigFile, convert, nearest, parse_flag, read_config_file
 
@@ -87,6 +88,7 @@ class _Data:
     instance_set: str
     image_dir: str
     anno_path: str
+    val_anno_path: str
     mindrecord_dir: str
     prefix: str
     coco_classes: tuple[str, ...]
@@ -280,6 +282,7 @@ class _Checkpoints:
     save_checkpoint_epochs: int
     keep_checkpoint_max: int
     save_checkpoint_path: str
+    keep_old_run: bool
     log_interval: int
     log_summary: bool
 
@@ -349,6 +352,7 @@ class Config(*GROUPS):
     Args:
         config_path (str): the file that the values come from.
         command_line (frozenset[str]): the keys given as flags; all others come from files.
+        file_keys (frozenset[str]): the keys that the user's own file sets to something else than the shipped files.
 
     Raises:
         ConfigError: a value is out of range or contradicts another one.
@@ -361,6 +365,7 @@ class Config(*GROUPS):
 
     config_path: str
     command_line: frozenset[str]
+    file_keys: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -419,7 +424,8 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
 
     values: dict[str, Any] = {}
     for layer in layers:
-        values |= _convert_layer(layer)
+        shipped, values = values, values | _convert_layer(layer)
+    file_keys = {key for key, value in values.items() if value != shipped.get(key)} if config_path else set()
     missing = [key for key in key_types() if key not in values]
     if missing:
         raise ConfigError(f"{layers[0].path}: lacks the keys {', '.join(missing)}; "
@@ -429,7 +435,8 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
     _check_choices(values, layers, flags)
     _derive(values, flags)
 
-    config = Config(**values, config_path=str(layers[-1].path), command_line=frozenset(flags))
+    config = Config(**values, config_path=str(layers[-1].path), command_line=frozenset(flags),
+                    file_keys=frozenset(file_keys))
     check_backbone(config)
     _check_derived(config, layers)
     return config
@@ -450,9 +457,9 @@ def describe(config: Config) -> list[str]:
     for key, default in defaults.items():
         value = getattr(config, key)
         if key in config.command_line:
-            lines.append(f"{key} = {as_text(value)} (from {COMMAND_LINE}; default {_shorten(default)})")
+            lines.append(f"{key} = {as_text(value)} (from {COMMAND_LINE}; default {shorten(default)})")
         elif value != default:
-            lines.append(f"{key} = {as_text(value)} (default {_shorten(default)})")
+            lines.append(f"{key} = {as_text(value)} (default {shorten(default)})")
     return lines
 
 
@@ -539,7 +546,7 @@ def _check_derived(config: Config, layers: Iterable[ConfigFile]) -> None:
             derived, stated = getattr(config, key), layer.values.get(key)
             if stated is not None and _as_tuples(stated) != derived:
                 raise ConfigError(f"{layer.path}: {key} is {stated!r}, but a canvas of {config.img_width} x "
-                                  f"{config.img_height} gives {_shorten(derived)}; leave {key} out.")
+                                  f"{config.img_height} gives {shorten(derived)}; leave {key} out.")
 
 
 def _as_tuples(value: Any) -> Any:
@@ -607,7 +614,7 @@ def _help_text(
     key: str, values: Mapping[str, Any], help_texts: Mapping[str, str], choices: Mapping[str, list],
 ) -> str:
     options = f" One of {', '.join(map(str, choices[key]))}." if key in choices else ""
-    text = f"{help_texts.get(key, '')}{options} (default: {_shorten(values.get(key))})"
+    text = f"{help_texts.get(key, '')}{options} (default: {shorten(values.get(key))})"
     return text.replace("%", "%%")      # argparse would take a percent sign for a format
 
 
@@ -619,9 +626,3 @@ def _unknown_argument(argument: str) -> ConfigError:
         return ConfigError(f"{COMMAND_LINE}: --{key} is derived from img_width and img_height; leave it out.")
     return ConfigError(f"{COMMAND_LINE}: unknown flag --{key}.{nearest(key, [*key_types(), *KEY_ALIASES])} "
                        "--help lists all.")
-
-
-def _shorten(value: Any) -> str:
-    """The value as text, long lists cut in the middle."""
-    text = as_text(value)
-    return text if len(text) <= 60 else f"{text[:40]} ... {text[-15:]}"

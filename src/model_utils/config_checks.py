@@ -51,7 +51,6 @@ FIXED_KEYS: dict[str, tuple[Any, str]] = {
     "rpn_min_bbox_min_size": (0.0, "proposals are not filtered by size"),
     "sgd_step": ((8, 11), "nothing reads it; set milestones together with lr_type=multistep instead"),
     "sgd_momentum": (0.9, "nothing reads it; set momentum instead"),
-    "enable_profiling": (False, "this release has no profiling of its own"),
 }
 
 # Keys with no effect of their own: they may stay at their default or state the value of the key that decides.
@@ -133,7 +132,7 @@ def check_config(config: Config) -> None:
     _check_ranges(config)
     _check_pairs(config)
     for find_problems in (_class_problems, _level_problems, _canvas_problems, _sample_problems,
-                          _milestone_problems, _path_problems):
+                          _milestone_problems, _path_problems, _rank_problems):
         for key, expected in find_problems(config):
             raise refusal(config, key, expected)
 
@@ -166,6 +165,12 @@ def as_text(value: Any) -> str:
     if isinstance(value, Mapping):
         value = dict(value)
     return repr(list(value) if isinstance(value, tuple) else value)
+
+
+def shorten(value: Any) -> str:
+    """`as_text`, long lists cut in the middle."""
+    text = as_text(value)
+    return text if len(text) <= 60 else f"{text[:40]} ... {text[-15:]}"
 
 
 def _check_fixed(config: Config) -> None:
@@ -263,3 +268,13 @@ def _path_problems(config: Config) -> Iterator[tuple[str, str]]:
         fields = ["unbalanced"]
     if any(fields) or len(fields) > 1:
         yield "instance_set", "a path with one {} in the place of train_data_type or val_data_type"
+
+
+def _rank_problems(config: Config) -> Iterator[tuple[str, str]]:
+    # A file may have them: published ones serve runs on one device and on several.
+    if config.run_distribute or config.enable_modelarts:
+        return
+    for key, only_value in (("rank_id", 0), ("device_num", 1)):
+        if key in config.command_line and getattr(config, key) != only_value:
+            yield key, (f"{only_value}, because this run is one process and nothing else reads it. Several devices are "
+                        "for scripts/run_distribute_train_*.sh, which take their number")

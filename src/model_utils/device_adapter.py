@@ -28,19 +28,21 @@ def read_environment(config: Config, environ: Mapping[str, str] | None = None) -
     return local_adapter.read_environment(config, environ)
 
 
-def job(config: Config) -> contextlib.AbstractContextManager[None]:
+def job(config: Config) -> contextlib.AbstractContextManager[Config]:
     """What a run stands in: on ModelArts its files are moved in and out, elsewhere nothing happens.
+
+        with job(config) as config:
 
     Args:
         config (Config): ``enable_modelarts`` and the keys of ``moxing_adapter.synchronised``.
 
     Returns:
-        AbstractContextManager: enter it before files are read.
+        AbstractContextManager: enter it before files are read; it gives the configuration for the run.
 
     Raises:
         UserError: see ``read_environment``; on entering and leaving see ``moxing_adapter.synchronised``.
     """
     # msrun's scheduler runs the program too, but reads and writes no files.
     if not config.enable_modelarts or os.environ.get("MS_ROLE") == "MS_SCHED":
-        return contextlib.nullcontext()
+        return contextlib.nullcontext(config)
     return moxing_adapter.synchronised(config, read_environment(config))

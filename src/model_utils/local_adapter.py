@@ -31,7 +31,8 @@ class ProcessEnvironment:
 def read_environment(config: Config, environ: Mapping[str, str] | None = None) -> ProcessEnvironment:
     """Read DEVICE_ID, RANK_ID, RANK_SIZE and JOB_ID.
 
-    A flag on the command line goes before the environment, the environment before the configuration file.
+    A flag on the command line goes before the environment, the environment before the configuration file. But the place
+    among the processes of a distributed run is their launcher's to give: a flag may only repeat it.
 
     Args:
         config (Config): its ``device_id``, ``rank_id``, ``device_num`` stand in for variables not set.
@@ -41,7 +42,8 @@ def read_environment(config: Config, environ: Mapping[str, str] | None = None) -
         ProcessEnvironment: for this process.
 
     Raises:
-        UserError: a variable is no whole number from 0, or the rank is not below the number of processes.
+        UserError: a variable is no whole number from 0, the rank is not below the number of processes, or a flag
+            contradicts the launcher.
     """
     environ = os.environ if environ is None else environ
     place = ProcessEnvironment(
@@ -57,9 +59,13 @@ def read_environment(config: Config, environ: Mapping[str, str] | None = None) -
 
 
 def _read_number(config: Config, key: str, variable: str, environ: Mapping[str, str]) -> int:
-    text = environ.get(variable, "").strip()
-    if key in config.command_line or not text:
-        return getattr(config, key)
+    own, text = getattr(config, key), environ.get(variable, "").strip()
+    is_flag = key in config.command_line
+    if not text or (is_flag and (key == "device_id" or not config.run_distribute)):
+        return own
     if not text.isdecimal():
         raise UserError(f"the environment variable {variable} is {text!r}: expected a whole number from 0.")
+    if is_flag and own != int(text):
+        raise UserError(f"--{key} is {own}, but {variable}, which the launcher of a distributed run sets, is {text}: "
+                        f"leave --{key} out.")
     return int(text)

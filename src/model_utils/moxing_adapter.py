@@ -1,15 +1,18 @@
 """A run on ModelArts: data and checkpoints come in before it, results go out after it, by the platform's `moxing`.
 
-    with synchronised(config, place):
+    with synchronised(config, place) as config:
         ...     # works in config.output_path
 
 Data land in `data_path`, checkpoints in `load_path`, so the configuration names `coco_root`, `pre_trained` or
-`checkpoint_path` there. One process per host copies; the others wait for a lock that ends with its holder.
+`checkpoint_path` there. What earlier runs have left in `train_url` lands in `output_path`. One process per host copies;
+the others wait for a lock that ends with its holder.
 """
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
+import hashlib
 import json
 import logging
 import lzma
@@ -18,10 +21,12 @@ import shutil
 import signal
 import stat
 import sys
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError, first_line
@@ -32,11 +37,19 @@ LOGGER = logging.getLogger(__name__)
 LOCK_NAME = ".modelarts.lock"
 # Says what has been copied; written when all of it is there.
 MARKER_NAME = ".modelarts.json"
+# The same for earlier results, which go out again: nothing of this name, or of one that begins so, is a result.
+RESULTS_MARKER_NAME = ".modelarts-results.json"
+OWN_PREFIX = ".modelarts"
+# What a run reads. Relative paths are of the folder that the program is started in, where the published code stays.
+INPUT_PATHS = ("coco_root", "image_dir", "anno_path", "val_anno_path", "mindrecord_dir", "pre_trained",
+               "checkpoint_path", "ckpt_file", "result_path")
+# Size and time of change of files, by their paths below a folder.
+States = dict[str, list[int]]
 
 
 @contextlib.contextmanager
-def synchronised(config: Config, place: ProcessEnvironment) -> Iterator[None]:
-    """Bring data and checkpoints in, work in `output_path`, and take what is there to `train_url` at the end.
+def synchronised(config: Config, place: ProcessEnvironment) -> Iterator[Config]:
+    """Bring data, checkpoints and earlier results in, work in `output_path`, and take what is new there to `train_url`.
 
     Results go out when the run fails or is stopped by SIGTERM too: the losses say why. Not from ranks of a distributed
     run that msrun kills because another one failed.
@@ -46,23 +59,29 @@ def synchronised(config: Config, place: ProcessEnvironment) -> Iterator[None]:
             ``load_path``, ``output_path``.
         place (ProcessEnvironment): this process among those of the run.
 
+    Yields:
+        Config: for the run, with `INPUT_PATHS` that hold in `output_path`.
+
     Raises:
         UserError: there is no `moxing`, a copy fails, an archive is damaged or reaches outside `data_path`.
     """
-    copy = _copy_function()
+    files = _moxing_files()
     for url, folder in ((config.data_url, config.data_path), (config.checkpoint_url, config.load_path)):
         if url:
-            bring_in(copy, url, Path(folder), place.job_id)
-    output = _folder(Path(config.output_path))
+            bring_in(files.copy_parallel, url, Path(folder), place.job_id)
+    output = _folder(Path(config.output_path).absolute())
+    arrived = bring_back(files, config.train_url, output, place.job_id) if config.train_url else {}
+    given = {key: getattr(config, key) for key in INPUT_PATHS}
+    config = dataclasses.replace(config, **{key: str(Path(path).absolute()) for key, path in given.items() if path})
     os.chdir(output)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        yield
+        yield config
     finally:
         # A second signal must not stop the copying.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if config.train_url and (place.rank_size == 1 or place.device_id == 0):
-            _take_out(copy, output, config.train_url, failing=sys.exc_info()[0] is not None)
+            _take_out(files.copy_parallel, output, arrived, config.train_url, failing=sys.exc_info()[0] is not None)
         signal.signal(signal.SIGTERM, before)
 
 
@@ -96,6 +115,39 @@ def bring_in(copy: Callable[[str, str], object], url: str, folder: Path, job_id:
         marker.write_text(done, encoding="utf-8")
 
 
+def bring_back(files: Any, url: str, output: Path, job_id: str) -> States:
+    """Copy what earlier runs have left where this one's results will go, unless a process of this job has done so.
+
+    Args:
+        files (Any): the module `moxing.file`.
+        url (str): `train_url`; it need not exist yet.
+        output (Path): where the files go.
+        job_id (str): of the run; another job copies again.
+
+    Returns:
+        States: what came from there, before this run has changed anything.
+
+    Raises:
+        UserError: see `synchronised`.
+    """
+    done = {"job_id": job_id, "url": url}
+    marker = output / RESULTS_MARKER_NAME
+    # Not below the output folder, whose content goes out and may come in.
+    place = hashlib.sha256(str(output).encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"{OWN_PREFIX}-{os.getuid()}-{place}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError, ValueError):        # ValueError: written half
+            content = json.loads(marker.read_text(encoding="utf-8"))
+            if done.items() <= content.items():
+                return content["arrived"]
+        before = _states(output)
+        _copy_earlier(files, url, output)
+        arrived = {name: state for name, state in _states(output).items() if before.get(name) != state}
+        if arrived:
+            marker.write_text(json.dumps(done | {"arrived": arrived}), encoding="utf-8")
+        return arrived
+
+
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a ZIP file whose every entry stays below the folder.
 
@@ -126,15 +178,78 @@ def _check_entry(archive: Path, entry: zipfile.ZipInfo, folder: Path) -> None:
                         "again with plain relative paths")
 
 
-def _take_out(copy: Callable[[str, str], object], output: Path, url: str, failing: bool) -> None:
-    """Copy the results; where the run has failed already, its own error is the one that counts."""
-    LOGGER.info("copying the results in %s to %s", output, url)
+def _copy_earlier(files: Any, url: str, output: Path) -> None:
+    """Copy earlier results; where there are none, their folder may not exist."""
     try:
-        _copy(copy, str(output), url)
+        # A folder of an object store is a beginning of names; with or without the last slash, one of the two is found.
+        if hasattr(files, "exists") and not any(map(files.exists, {url, url.rstrip("/") + "/"})):
+            raise FileNotFoundError
+        LOGGER.info("copying the results of earlier runs in %s to %s", url, output)
+        files.copy_parallel(url, str(output))
+    except FileNotFoundError:
+        LOGGER.info("no results of earlier runs: %s does not exist yet", url)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"the results of earlier runs in {url} (train_url) could not be copied to {output}: "
+                        f"{first_line(error)}. Without them a run could write over them") from error
+
+
+def _take_out(copy: Callable[[str, str], object], output: Path, arrived: States, url: str, failing: bool) -> None:
+    """Copy the results; where the run has failed already, its own error is the one that counts."""
+    try:
+        with _new_results(output, arrived) as folder:
+            if folder is None:
+                LOGGER.info("nothing in %s is new: nothing is copied to %s", output, url)
+            else:
+                LOGGER.info("copying the results in %s to %s", output, url)
+                _copy(copy, str(folder), url)
     except UserError as error:
         if not failing:
             raise
         LOGGER.error(error)
+    gone = [name for name in arrived if not (output / name).exists()]
+    if gone:
+        LOGGER.warning("%d files of earlier runs have been renamed or removed in %s, such as %s; in %s they stay, "
+                       "beside the new ones", len(gone), output, gone[0], url)
+
+
+@contextlib.contextmanager
+def _new_results(output: Path, arrived: States) -> Iterator[Path | None]:
+    """A folder of what this run has written or changed, or None.
+
+    What came from the store stays out: by now another host of the run may have put its own file there.
+    """
+    if not arrived:
+        yield output
+        return
+    try:
+        names = [name for name, state in _states(output).items() if arrived.get(name) != state]
+        folder = tempfile.TemporaryDirectory(prefix=f"{OWN_PREFIX}-", dir=output)
+        for name in names:
+            target = Path(folder.name) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link(output / name, target)
+    except OSError as error:
+        raise UserError(f"the new results in {output} could not be gathered for copying: {error}") from error
+    with folder:
+        yield Path(folder.name) if names else None
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:         # file systems over a network may have no links
+        shutil.copy2(source, target)
+
+
+def _states(folder: Path) -> States:
+    states = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        with contextlib.suppress(FileNotFoundError):        # other processes remove old checkpoints
+            info = path.stat()
+            if stat.S_ISREG(info.st_mode) and not name.startswith(OWN_PREFIX):
+                states[name] = [info.st_size, info.st_mtime_ns]
+    return states
 
 
 def _copy(copy: Callable[[str, str], object], source: str, target: str) -> None:
@@ -144,13 +259,13 @@ def _copy(copy: Callable[[str, str], object], source: str, target: str) -> None:
         raise UserError(f"{source} could not be copied to {target}: {first_line(error)}") from error
 
 
-def _copy_function() -> Callable[[str, str], object]:
+def _moxing_files() -> Any:
     try:
         import moxing
     except ImportError as error:
         raise UserError(f"enable_modelarts is True, but the package moxing cannot be imported ({first_line(error)}). "
                         "The images of ModelArts hold it; elsewhere leave it at False and give coco_root") from error
-    return moxing.file.copy_parallel
+    return moxing.file
 
 
 def _folder(path: Path) -> Path:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.convert_checkpoint import META_CLASSES, write_checkpoint
+from src.convert_checkpoint import write_checkpoint
+from src.detector_notes import META_CLASSES
 from src.FasterRcnn import build_detector
 from src.model_file import load_model
 from src.model_utils.config import load_config

@@ -1,22 +1,30 @@
 """Export: whole, checked and fitting, or not at all."""
 import dataclasses
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import onnx
 import pytest
 
 from src import exporter, onnx_graph
-from src.exporter import compare_detections, export_detector
+from src.convert_checkpoint import write_checkpoint
+from src.detector_notes import notes_of
+from src.exporter import compare_detections, export_detector, with_export_device
+from src.FasterRcnn import build_detector
 from src.model_file import load_model
+from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
 from src.util import Detections
+from tests.helpers import REPO_ROOT
 from tests.unit.FasterRcnn.small_detector import (
     CANVAS,
     CLASSES,
     SETTINGS,
     config_of,
     random_images,
+    randomise,
     save_small_detector,
 )
 
@@ -105,6 +113,26 @@ def test_float16_is_smaller_and_says_what_it_is(tmp_path, checkpoint):
     narrow = export_detector(config)
     assert narrow.stat().st_size < 0.65 * wide.stat().st_size
     assert load_model(narrow, config).info.precision == "float16"
+
+
+@pytest.mark.parametrize("flags", [[], ["--device_target=GPU"]])
+def test_an_onnx_file_needs_no_device(tmp_path, flags):
+    """By the program itself; Ascend is the default. This MindSpore is built for CPU."""
+    config = config_of(**SETTINGS)
+    write_checkpoint(randomise(build_detector(config), seed=5).parameters_dict(), tmp_path / "a.ckpt", notes_of(config))
+    command = [sys.executable, REPO_ROOT / "export.py", "--ckpt_file=a.ckpt", "--file_format=ONNX",
+               "--file_name=model", "--compile_cache_path=", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"))
+    assert done.stdout.count("this one is written and checked on the CPU") == 1
+
+
+def test_other_formats_keep_their_device():
+    for target in ("CPU", "GPU", "Ascend"):
+        for file_format in ("ONNX", "MINDIR", "AIR"):
+            config = load_config([f"--file_format={file_format}", f"--device_target={target}"])
+            assert with_export_device(config).device_target == ("CPU" if file_format == "ONNX" else target)
 
 
 # --- refusing ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from src.FasterRcnn import build_detector
-from src.model_file import Model, ModelInfo, load_model
+from src.model_file import Model, ModelInfo, _check_onnx_device, load_model
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
 from src.network_define import Checkpoints
@@ -133,6 +133,23 @@ def test_a_device_that_the_runtime_lacks_is_named(files):
         load_model(files / "detector.onnx", dataclasses.replace(config_of(**SETTINGS), device_target="GPU"))
 
 
+@pytest.mark.parametrize("target", ["CPU", "GPU", "Ascend"])
+def test_without_a_flag_an_onnx_file_runs_on_what_is_installed(files, caplog, target):
+    """The configuration's device_target is Ascend by default. This ONNX Runtime is built for CPU."""
+    caplog.set_level("INFO", "src")
+    config = config_of(**SETTINGS)
+    config = dataclasses.replace(config, device_target=target, command_line=config.command_line - {"device_target"})
+    load_model(files / "detector.onnx", config)
+    line = f"this ONNX Runtime has no {target}, the device_target of the configuration: the model runs on CPU"
+    assert (line in caplog.text) == (target != "CPU")
+
+
+def test_a_device_that_the_runtime_cannot_start_is_refused():
+    """Its package is installed, its driver is not: ONNX Runtime would go on with the CPU."""
+    with pytest.raises(UserError, match="device_target is GPU, but ONNX Runtime cannot start it here"):
+        _check_onnx_device("CPUExecutionProvider", load_config(["--device_target=GPU"]))
+
+
 def test_an_exported_file_refuses_contradicting_flags(files):
     with pytest.raises(UserError, match="--coco_classes"):
         load_model(files / "detector.onnx", config_of(classes=("background", "other")))
@@ -154,9 +171,10 @@ def test_a_class_name_with_a_comma_is_noted_whole(tmp_path):
     assert load_model(path, silent).info.class_names == classes[1:]
 
 
-def test_flags_go_before_the_classes_noted_in_a_checkpoint(files):
+def test_flags_that_contradict_the_classes_noted_in_a_checkpoint_are_refused(files):
     renamed = ("background", "cell", "leaf", "fruit")
-    assert load_model(files / "detector.ckpt", config_of(classes=renamed, **SETTINGS)).info.class_names == renamed[1:]
+    with pytest.raises(UserError, match=r"--coco_classes is \['background', 'cell', 'leaf', 'fruit'\], but checkpoint"):
+        load_model(files / "detector.ckpt", config_of(classes=renamed, **SETTINGS))
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -179,7 +197,7 @@ def echo(images, metas):
 
 def test_a_fixed_batch_is_filled_up_and_cut():
     shapes = []
-    model = Model("m", INFO, 4, lambda images, metas: shapes.append(images.shape) or echo(images, metas))
+    model = Model("m", INFO, 4, lambda images, metas: shapes.append(images.shape) or echo(images, metas), config_of())
     images, metas = inputs(3)
     first, second, third = model(images, metas)
     assert shapes == [(4, 3, *CANVAS)]
@@ -196,4 +214,4 @@ def test_a_fixed_batch_is_filled_up_and_cut():
 ])
 def test_wrong_inputs_name_what_was_expected_and_given(images, metas, expected):
     with pytest.raises(UserError, match=expected):
-        Model("m", INFO, 2, echo)(images, metas)
+        Model("m", INFO, 2, echo, config_of())(images, metas)

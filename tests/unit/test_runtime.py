@@ -219,6 +219,20 @@ def test_device_of_a_run(tmp_path):
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_the_best_device_that_is_there_is_taken_unless_one_is_named(tmp_path):
+    """On this machine MindSpore has the CPU alone, and the shipped files say Ascend."""
+    (tmp_path / "own.yaml").write_text("device_target: GPU\n")
+    done = run_main(
+        tmp_path, "from src.model_utils.config import load_config", "from src.runtime import with_available_device",
+        "for flags in ([], ['--config_path=default_config.yaml'], ['--device_target=Ascend'],",
+        f"              ['--config_path={tmp_path / 'own.yaml'}']):",
+        "    print(with_available_device(load_config(flags)).device_target)")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line in ("CPU", "GPU", "Ascend")] == [
+        "CPU", "CPU", "Ascend", "GPU"]
+    assert "runs on CPU; --device_target names another device" in done.stdout
+
+
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
 def test_wrong_flag_of_an_entry_script(tmp_path, script):
     done = subprocess.run([sys.executable, REPO_ROOT / script, "--coco_rot=x"], cwd=tmp_path, capture_output=True,

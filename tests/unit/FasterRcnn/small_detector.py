@@ -6,7 +6,8 @@ from functools import cached_property
 import numpy as np
 import pytest
 
-from src.convert_checkpoint import META_CLASSES, write_checkpoint
+from src.convert_checkpoint import write_checkpoint
+from src.detector_notes import META_CLASSES
 from src.FasterRcnn import build_detector, faster_rcnn_resnet, winograd
 from src.model_utils.config import load_config
 from tests.unit.FasterRcnn import reference

@@ -19,8 +19,9 @@ PUBLISHED = SHARED / "config-defaults.json"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_file(), reason=f"the published defaults are not at {PUBLISHED}")
 OWN_KEYS = {
     "frozen_stages": 1, "norm_eval": True, "stem_pool_pad": "same", "seed": 1, "milestones": [8, 11],
-    "grad_clip_norm": 1.0, "test_nms_candidates": 2000, "log_interval": 1,
+    "grad_clip_norm": 1.0, "test_nms_candidates": 2000, "log_interval": 1, "keep_old_run": False,
     "onnx_precision": "float32", "calibration_images": 64, "ignore_unknown": False,
+    "val_anno_path": "", "keep_old_run": False,
     "skip_bad_images": False, "eval_output_path": "./", "draw_images": 0,
     "compile_cache_path": "~/.cache/mindspore_faster_rcnn",
 }
@@ -77,7 +78,7 @@ def test_fields_and_yaml_keys_are_the_same_in_the_same_order():
     values, help_texts, choices = documents("default_config.yaml")
     assert list(values) == list(key_types())
     fields = {field.name for field in dataclasses.fields(Config)}
-    assert fields == set(values) | {"config_path", "command_line"}
+    assert fields == set(values) | {"config_path", "command_line", "file_keys"}
     assert list(help_texts) == list(values)
     assert set(choices) <= set(values)
 
@@ -469,6 +470,17 @@ def test_keys_without_effect_are_accepted_at_their_default_only(flag):
     assert message.startswith(f"{key} is ") and "its default" in message and len(message.split(";")[1]) > 10
 
 
+@pytest.mark.parametrize(("key", "value", "only"), [("rank_id", 1, 0), ("device_num", 8, 1)])
+def test_a_run_of_one_process_takes_no_other_place(config_file, key, value, only):
+    message = load_error(f"--{key}={value}")
+    assert message.startswith(f"{key} is {value} (from the command line): expected {only}, because this run is one pro")
+    assert "scripts/run_distribute_train_*.sh" in message
+    assert getattr(load_config([f"--{key}={only}"]), key) == only
+    assert getattr(load_config([f"--config_path={config_file(f'{key}: {value}')}"]), key) == value
+    for several in ("--run_distribute=True", "--enable_modelarts=True"):
+        assert getattr(load_config([several, f"--{key}={value}"]), key) == value
+
+
 @pytest.mark.parametrize("key, decider", [
     ("rpn_proposal_nms_post", "rpn_proposal_max_num"), ("rpn_nms_post", "rpn_max_num"),
     ("num_expected_total_stage2", "num_expected_neg_stage2")])
@@ -503,7 +515,8 @@ def test_a_users_file_needs_only_what_it_changes(config_file):
     path = config_file("batch_size: 1\n")
     config = load_config([f"--config_path={path}"])
     assert config.batch_size == 1
-    assert dataclasses.replace(config, batch_size=2, config_path="") == dataclasses.replace(
+    assert config.file_keys == {"batch_size"}
+    assert dataclasses.replace(config, batch_size=2, config_path="", file_keys=frozenset()) == dataclasses.replace(
         load_config([]), config_path="")
 
 
@@ -644,3 +657,11 @@ def test_describe_names_the_file_and_what_differs():
         "mindrecord_dir = '/d/MindRecord_COCO_TRAIN' (default '/disk2/dataset/COCO2017/MindRecord_COCO_TRAIN')",
         "resnet_block = [3, 4, 23, 3] (default [3, 4, 6, 3])",
     ]
+
+
+def test_values_that_a_users_file_repeats_are_not_set_by_it(config_file):
+    """A copy of the shipped file states every key and changes what it changes."""
+    copy = config_file((REPO_ROOT / "default_config.yaml").read_text().replace("img_width: 1280", "img_width: 640"))
+    assert load_config([f"--config_path={copy}"]).file_keys == {"img_width"}
+    assert load_config(["--config_path=default_config_101.yaml"]).file_keys == frozenset()
+    assert load_config(["--img_width=640"]).file_keys == frozenset()

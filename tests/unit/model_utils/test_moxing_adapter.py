@@ -7,12 +7,15 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import zipfile
 
 import numpy as np
 import pytest
 
+import eval_onnx
+import predict
 from src.model_utils import moxing_adapter
 from src.model_utils.config import load_config
 from src.model_utils.device_adapter import job
@@ -27,6 +30,10 @@ STORE = pathlib.Path(os.environ["FAKE_STORE"])
 
 class file:
     @staticmethod
+    def exists(url):
+        return (STORE / url.removeprefix("s3://")).exists()
+
+    @staticmethod
     def copy_parallel(source, target):
         with (STORE / "copies").open("a") as log:
             log.write(f"{source} {target}\\n")
@@ -35,7 +42,7 @@ class file:
         places = [STORE / name.removeprefix("s3://") if name.startswith("s3://") else pathlib.Path(name)
                   for name in (source, target)]
         if places[0].is_dir():
-            shutil.copytree(*places, dirs_exist_ok=True)
+            shutil.copytree(*places, dirs_exist_ok=True, copy_function=shutil.copyfile)
 '''
 ALONE = ProcessEnvironment(device_id=0, rank_id=0, rank_size=1, job_id="job-1")
 
@@ -54,6 +61,8 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/packages:{REPO_ROOT}")
     monkeypatch.syspath_prepend(tmp_path / "packages")
     monkeypatch.delitem(sys.modules, "moxing", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)          # ask the environment again
     monkeypatch.chdir(tmp_path)
     yield folder
     sys.modules.pop("moxing", None)
@@ -123,7 +132,7 @@ def test_failing_copies_are_reported(store, tmp_path, caplog):
     with caplog.at_level(logging.ERROR), pytest.raises(UserError, match="own error"), \
             job(config_of(tmp_path, train_url="s3://forbidden")):
         raise UserError("own error")
-    assert "no permission" in caplog.text
+    assert "s3://forbidden: no permission" in caplog.text
 
 
 def test_nothing_arrives(store, tmp_path):
@@ -144,13 +153,163 @@ def test_folder_that_cannot_be_made(store, tmp_path):
         pass
 
 
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+def test_relative_paths_that_are_read_are_those_of_the_start(store, tmp_path, monkeypatch):
+    """The published code never changes its folder. Results land in output_path, whatever they are called."""
+    read = {"coco_root": "in/coco", "image_dir": "./images", "anno_path": "val.json", "pre_trained": "a.ckpt",
+            "checkpoint": "./faster_rcnn/b.ckpt", "ckpt_file": "../c.ckpt", "result_path": "results",
+            "val_anno_path": "/absolute/val.txt", "mindrecord_dir": "records"}
+    with job(config_of(tmp_path, **read, save_checkpoint_path="checkpoints", file_name="model")) as config:
+        assert os.getcwd() == str(tmp_path / "out")             # noqa: PTH109
+        found = {key: getattr(config, {"checkpoint": "checkpoint_path"}.get(key, key)) for key in read}
+        assert found == {key: str(tmp_path / path) for key, path in read.items()}
+        assert (config.save_checkpoint_path, config.file_name) == ("checkpoints", "model")
+    monkeypatch.chdir(tmp_path)
+    with job(config_of(tmp_path, pre_trained="", coco_root="in/coco")) as config:
+        assert (config.pre_trained, config.anno_path) == ("", "")
+        assert config.mindrecord_dir == str(tmp_path / "in/coco/MindRecord_COCO_TRAIN")
+
+
+def test_elsewhere_the_configuration_is_as_it_was(tmp_path):
+    config = load_config(["--coco_root=coco"])
+    with job(config) as found:
+        assert found is config
+
+
+def test_relative_folders(store, tmp_path):
+    with job(config_of(tmp_path, data_path="in", output_path="out")) as config:
+        assert (tmp_path / "in" / "a.txt").is_file()
+        (tmp_path / "out" / "a.log").write_text("here")
+        assert config.output_path == "out"
+    assert (store / "results" / "a.log").read_text() == "here"
+
+
+def test_files_that_other_programs_read(store, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=f"model {tmp_path}/missing.onnx does not exist"):
+        eval_onnx.main(flags_of(tmp_path, file_name="missing.onnx"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path}/none"):
+        predict.main([*flags_of(tmp_path), "--model=missing.onnx", "--input=none"])
+
+
+# --- results of earlier runs ------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def earlier(store):
+    """What an earlier run has left where this one's results will go."""
+    (store / "results" / "ckpt_0").mkdir(parents=True)
+    (store / "results" / "ckpt_0" / "old.ckpt").write_text("old weights")
+    (store / "results" / "loss_0.log").write_text("old losses")
+    (store / "results" / "loss_8.log").write_text("old losses of rank 8")
+    return store / "results"
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*")
+            if path.is_file() and path.name != moxing_adapter.RESULTS_MARKER_NAME}
+
+
+def test_a_run_sees_earlier_results(earlier, tmp_path):
+    before = contents(earlier)
+    with job(config_of(tmp_path)):
+        assert contents(tmp_path / "out") == before
+        (tmp_path / "out" / "loss_0.log").write_text("old losses, new losses")
+        (tmp_path / "out" / "ckpt_0" / "new.ckpt").write_text("new weights")
+    assert contents(earlier) == before | {"loss_0.log": "old losses, new losses", "ckpt_0/new.ckpt": "new weights"}
+    assert not list(earlier.glob(".*"))
+    assert contents(tmp_path / "out") == contents(earlier)       # and nothing else is left there
+
+
+def test_what_came_does_not_go_out_again(earlier, tmp_path):
+    """Another host of the run has put its log there meanwhile."""
+    with job(config_of(tmp_path)):
+        (earlier / "loss_8.log").write_text("new losses of rank 8")
+        (tmp_path / "out" / "loss_0.log").write_text("new losses")
+    assert contents(earlier) == {"ckpt_0/old.ckpt": "old weights", "loss_0.log": "new losses",
+                                 "loss_8.log": "new losses of rank 8"}
+
+
+def test_a_refused_run_puts_nothing_out(store, earlier, tmp_path):
+    """Such as one that finds the checkpoints of another."""
+    with pytest.raises(UserError, match="an earlier run"), job(config_of(tmp_path, data_url="", checkpoint_url="")):
+        raise UserError("an earlier run has left checkpoints")
+    assert copies(store) == [["s3://results", f"{tmp_path}/out"]]
+
+
+def test_renamed_results_are_mentioned(earlier, tmp_path, caplog):
+    """As --keep_old_run=True does."""
+    with job(config_of(tmp_path)):
+        (tmp_path / "out" / "ckpt_0").rename(tmp_path / "out" / "ckpt_0.1")
+    assert (earlier / "ckpt_0.1" / "old.ckpt").read_text() == "old weights"
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1 and "such as ckpt_0/old.ckpt; in s3://results they stay" in warnings[0]
+
+
+@pytest.mark.parametrize("has_exists", [True, False])
+def test_there_need_be_no_earlier_results(store, tmp_path, monkeypatch, has_exists):
+    """The folder may not exist, in a store that says so or fails, or be empty."""
+    import moxing
+
+    if not has_exists:
+        def copy(source, target):
+            if source == "s3://results" and not (store / "results").exists():
+                raise FileNotFoundError(source)
+            original(source, target)
+
+        original = moxing.file.copy_parallel
+        monkeypatch.delattr(moxing.file, "exists")
+        monkeypatch.setattr(moxing.file, "copy_parallel", copy)
+    with job(config_of(tmp_path)):
+        assert contents(tmp_path / "out") == {}
+    (store / "results").mkdir(exist_ok=True)
+    with job(config_of(tmp_path, output_path=tmp_path / "again")):
+        (tmp_path / "again" / "loss_0.log").write_text("losses")
+    assert contents(store / "results") == {"loss_0.log": "losses"}
+
+
+def test_earlier_results_that_cannot_be_had_stop_the_run(store, tmp_path):
+    (store / "forbidden").mkdir()
+    with pytest.raises(UserError, match=r"s3://forbidden \(train_url\) could not be copied to .*: no permission"), \
+            job(config_of(tmp_path, train_url="s3://forbidden")):
+        raise AssertionError("must not begin")
+
+
+def test_killed_job_goes_on_with_its_own_results(earlier, tmp_path):
+    """The first process leaves without taking anything out; the next of the same job must not copy over its files."""
+    config, log = config_of(tmp_path), tmp_path / "out" / "loss_0.log"
+    with moxing_adapter.synchronised(config, ProcessEnvironment(1, 1, 2, "job-1")):
+        log.write_text("new losses")
+    assert (earlier / "loss_0.log").read_text() == "old losses"
+    with moxing_adapter.synchronised(config, ProcessEnvironment(0, 0, 2, "job-1")):
+        assert log.read_text() == "new losses"
+    assert (earlier / "loss_0.log").read_text() == "new losses"
+    (earlier / "loss_0.log").write_text("losses of a job elsewhere")
+    with moxing_adapter.synchronised(config, ProcessEnvironment(0, 0, 2, "job-2")):
+        assert log.read_text() == "losses of a job elsewhere"
+
+
+def test_file_systems_without_links(earlier, tmp_path, monkeypatch):
+    def no_link(*_):
+        raise OSError("Operation not permitted")
+
+    monkeypatch.setattr(moxing_adapter.os, "link", no_link)
+    with job(config_of(tmp_path)):
+        (tmp_path / "out" / "new").write_text("new")
+    assert (earlier / "new").read_text() == "new"
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 def test_one_process_of_a_host_copies(store, tmp_path):
-    """Four processes at once; three copies in all: data and checkpoints in, results out."""
-    program = ("import sys\nfrom src.model_utils.config import load_config\n"
+    """Four processes at once; four copies in all: data, checkpoints and earlier results in, results out."""
+    (store / "results").mkdir()
+    (store / "results" / "loss_0.log").write_text("old")
+    program = ("import os, sys\nfrom src.model_utils.config import load_config\n"
                "from src.model_utils.device_adapter import job\n"
-               "with job(load_config(sys.argv[1:])):\n    print(open(sys.argv[1][12:] + '/a.txt').read())")
+               "with job(load_config(sys.argv[1:])):\n    print(open(sys.argv[1][12:] + '/a.txt').read())\n"
+               "    assert open('loss_0.log').read() == 'old'\n"
+               "    open(f'loss_{os.environ[\"RANK_ID\"]}.txt', 'w')")
     flags = flags_of(tmp_path)
     flags.sort(key=lambda flag: not flag.startswith("--data_path="))
     processes = [subprocess.Popen([sys.executable, "-c", program, *flags], stdout=subprocess.PIPE, text=True,
@@ -158,8 +317,10 @@ def test_one_process_of_a_host_copies(store, tmp_path):
                  for rank in range(4)]
     assert [process.communicate(timeout=60)[0] for process in processes] == ["data\n"] * 4
     assert [process.returncode for process in processes] == [0] * 4
-    assert sorted(copies(store)) == sorted([["s3://data", f"{tmp_path}/in"], ["s3://weights", f"{tmp_path}/load"],
-                                            [f"{tmp_path}/out", "s3://results"]])
+    *came, (source, target) = copies(store)
+    assert sorted(came) == [["s3://data", f"{tmp_path}/in"], ["s3://results", f"{tmp_path}/out"],
+                            ["s3://weights", f"{tmp_path}/load"]]
+    assert source.startswith(f"{tmp_path}/out/") and target == "s3://results"
 
 
 @pytest.mark.parametrize("device_id, rank_id, rank_size, takes", [
@@ -261,8 +422,8 @@ def test_entry_script_on_modelarts(store, tmp_path):
                                     np.ones((1, 1), bool))):
         array.tofile(store / "data" / "results" / f"a_{number}.bin")
     done = subprocess.run(
-        [sys.executable, REPO_ROOT / "postprocess.py", *flags_of(tmp_path), f"--anno_path={tmp_path}/in/val.json",
-         f"--result_path={tmp_path}/in/results", "--coco_classes=['background','cell']"],
+        [sys.executable, REPO_ROOT / "postprocess.py", *flags_of(tmp_path), "--anno_path=in/val.json",
+         "--result_path=in/results", "--coco_classes=['background','cell']"],
         capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((store / "results" / "metrics.json").read_text())["AP"] == pytest.approx(1.0)
