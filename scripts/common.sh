@@ -130,7 +130,8 @@ read_options() {
   for argument in "$@"; do
     case $argument in
       --detach) detach=true ;;
-      --config_path=?* | --image_dir=?* | --mindrecord_dir=?* | --save_checkpoint_path=?* | --eval_output_path=?*)
+      --config_path=?* | --anno_path=?* | --val_anno_path=?* | --image_dir=?* | --mindrecord_dir=?* | \
+        --save_checkpoint_path=?* | --eval_output_path=?*)
         options+=("${argument%%=*}=$(realpath -m -- "${argument#*=}")")
         ;;
       --?*=*) options+=("$argument") ;;
@@ -139,25 +140,41 @@ read_options() {
   done
 }
 
+# choose_flags FLAG...: join a launcher's flags and the user's options in the array flags. What the launcher has chosen
+# by itself, not by its arguments, gives way to the user's own flag. The program refuses any other flag given twice.
+choose_flags() {
+  local flag key option
+  flags=()
+  for flag in "$@"; do
+    key=${flag%%=*}
+    for option in "${options[@]/#--distribute=/--run_distribute=}"; do
+      if [[ $key == --device_target || $key == --run_distribute ]] && [[ $option == "$key"=* ]]; then continue 2; fi
+    done
+    flags+=("$flag")
+  done
+  flags+=("${options[@]}")
+}
+
 # Run folders lie beside scripts/, or where RUN_ROOT says: in a container, in the folder that outlives it.
 RUN_ROOT=${RUN_ROOT:-$REPO_ROOT}
 
-# launch FOLDER LOG PROGRAM [FLAG...]: run a Python program of this project in a fresh FOLDER, its output on the screen and
-# in LOG, with a link called log beside it; the exit code is the program's, and signals reach the program itself, because
-# it takes this shell's place. With detach it runs on in the background, output in LOG alone.
+# launch FOLDER LOG PROGRAM [FLAG...]: run a Python program of this project with these flags and the options of
+# read_options in a fresh FOLDER, its output on the screen and in LOG, with a link called log beside it. The exit code
+# is the program's, and signals reach the program itself, which takes this shell's place. With detach it runs on in the
+# background, output in LOG alone.
 launch() {
   local folder=$RUN_ROOT/$1 log=$2 program=$REPO_ROOT/$3
-  shift 3
+  choose_flags "${@:4}"
   use_python
   fresh_folder "$folder"
   cd "$folder"
   ln -s "$log" log
   if [[ $detach == true ]]; then
-    setsid nohup python "$program" "$@" >"$log" 2>&1 </dev/null &
+    setsid nohup python "$program" "${flags[@]}" >"$log" 2>&1 </dev/null &
     printf 'process %s runs in the background; its output goes to %s\n' "$!" "$folder/$log"
   else
     # shellcheck disable=SC2312 # a tee that fails has said so on the screen; the exit code is the program's
-    exec python "$program" "$@" > >(exec tee -i "$log") 2>&1
+    exec python "$program" "${flags[@]}" > >(exec tee -i "$log") 2>&1
   fi
 }
 
@@ -195,12 +212,16 @@ read_rank_table() {
   read_hosts "${values[2]}"
 }
 
-# launch_ranks FOLDER LOG PROGRAM [FLAG...]: run a program of this project as several processes that train together, by
-# msrun, rank i in a fresh FOLDER{i} with its own LOG and a link called log. The screen shows the first
-# rank of this host; when a rank fails, the others are ended, the end of its log is shown, and the exit code is not 0.
+# launch_ranks FOLDER LOG PROGRAM [FLAG...]: as launch, but as several processes that train together, by msrun, rank i
+# in a fresh FOLDER{i} with its own LOG and a link called log. The screen shows the first rank of this host; when a rank
+# fails, the others are ended, the end of its log is shown, and the exit code is not 0.
 launch_ranks() {
-  local rank_folder=$RUN_ROOT/$1 log=$2 program=$REPO_ROOT/$3 rank lock
-  shift 3
+  local rank_folder=$RUN_ROOT/$1 log=$2 program=$REPO_ROOT/$3 rank lock flag
+  choose_flags "${@:4}"
+  for flag in "${flags[@]}"; do
+    [[ ! $flag =~ ^--(run_)?distribute=[Ff]alse$ ]] ||
+      die "$flag: these processes train together; run_standalone_train_*.sh trains alone"
+  done
   command -v msrun >/dev/null || die "no msrun on the PATH. It comes with MindSpore: activate that environment"
   export RANK_LOGS=$rank_folder$first_rank/msrun
   # A run that goes on would find the folders of this one under the old names.
@@ -221,7 +242,7 @@ launch_ranks() {
   export MS_CPU_COMM_OP_TIMEOUT=${MS_CPU_COMM_OP_TIMEOUT:-86400} HCCL_EXEC_TIMEOUT=${HCCL_EXEC_TIMEOUT:-7200}
   export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-600} MS_NODE_TIMEOUT=${MS_NODE_TIMEOUT:-30}
   local command=(msrun "${cluster[@]}" --log_dir="$RANK_LOGS" --join=True "$REPO_ROOT/scripts/rank_worker.py"
-    "$rank_folder" "$log" "$program" "$@")
+    "$rank_folder" "$log" "$program" "${flags[@]}")
   if [[ $detach == true ]]; then
     (
       trap '' HUP

@@ -2,19 +2,17 @@
 # What the launchers of the C++ program share; sourced, not run.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# read_infer_options KEEP_RATIO_TOO [ARGUMENT...]: split what follows the required arguments into the arrays
-# infer_flags (for the C++ program) and score_flags (for postprocess.py). The optional ones are told apart by their
-# number: one is DEVICE_ID, two are IMAGE_WIDTH and IMAGE_HEIGHT, three are all.
+# read_infer_options [ARGUMENT...]: split what follows the required arguments into the arrays infer_flags (for the C++
+# program) and score_flags (for postprocess.py). The optional ones are told apart by what they are: two numbers are
+# IMAGE_WIDTH and IMAGE_HEIGHT, true or false is KEEP_RATIO, a number alone DEVICE_ID.
 read_infer_options() {
-  local keep_ratio_too=$1
-  shift
   infer_flags=()
   score_flags=()
   if [[ ${1:-} =~ ^[0-9]+$ && ${2:-} =~ ^[0-9]+$ ]]; then
     infer_flags+=(--image_width="$1" --image_height="$2")
     shift 2
   fi
-  if [[ $keep_ratio_too == true && ${1:-} =~ ^([Tt]rue|[Ff]alse)$ ]]; then
+  if [[ ${1:-} =~ ^([Tt]rue|[Ff]alse)$ ]]; then
     infer_flags+=(--keep_ratio="$1")
     shift
   fi

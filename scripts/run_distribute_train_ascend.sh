@@ -15,4 +15,4 @@ coco_root=$(require_dir COCO_ROOT "$4")
 read_options "${@:5}"
 read_rank_table "$rank_table"
 launch_ranks train_parallel train.log train.py --device_target=Ascend --run_distribute=True \
-  --backbone="$backbone" --coco_root="$coco_root" --pre_trained="$pretrained" "${options[@]}"
+  --backbone="$backbone" --coco_root="$coco_root" --pre_trained="$pretrained"

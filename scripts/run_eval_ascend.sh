@@ -14,4 +14,4 @@ DEVICE_ID=$(require_number DEVICE_ID "$5")
 export DEVICE_ID
 read_options "${@:6}"
 launch eval eval.log eval.py --device_target=Ascend --anno_path="$annotations" --checkpoint_path="$checkpoint" \
-  --backbone="$backbone" --coco_root="$coco_root" "${options[@]}"
+  --backbone="$backbone" --coco_root="$coco_root"

@@ -12,4 +12,4 @@ backbone=$(require_backbone "$3")
 coco_root=$(require_dir COCO_ROOT "$4")
 read_options "${@:5}"
 launch eval eval.log eval.py --device_target=CPU --anno_path="$annotations" --checkpoint_path="$checkpoint" \
-  --backbone="$backbone" --coco_root="$coco_root" "${options[@]}"
+  --backbone="$backbone" --coco_root="$coco_root"

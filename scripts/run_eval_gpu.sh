@@ -15,4 +15,4 @@ device_id=$(require_number DEVICE_ID "$5")
 export CUDA_VISIBLE_DEVICES=$device_id DEVICE_ID=0
 read_options "${@:6}"
 launch eval eval.log eval.py --device_target=GPU --anno_path="$annotations" --checkpoint_path="$checkpoint" \
-  --backbone="$backbone" --coco_root="$coco_root" "${options[@]}"
+  --backbone="$backbone" --coco_root="$coco_root"

@@ -13,4 +13,4 @@ DEVICE_ID=$(require_number DEVICE_ID "$4")
 export DEVICE_ID
 read_options "${@:5}"
 launch train train.log train.py --device_target=Ascend --backbone="$backbone" --coco_root="$coco_root" \
-  --pre_trained="$pretrained" "${options[@]}"
+  --pre_trained="$pretrained"

@@ -10,4 +10,4 @@ backbone=$(require_backbone "$2")
 coco_root=$(require_dir COCO_ROOT "$3")
 read_options "${@:4}"
 launch train train.log train.py --device_target=CPU --backbone="$backbone" --coco_root="$coco_root" \
-  --pre_trained="$pretrained" "${options[@]}"
+  --pre_trained="$pretrained"

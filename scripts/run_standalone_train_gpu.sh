@@ -14,4 +14,4 @@ device_id=$(require_number DEVICE_ID "$4")
 export CUDA_VISIBLE_DEVICES=$device_id DEVICE_ID=0
 read_options "${@:5}"
 launch train train.log train.py --device_target=GPU --backbone="$backbone" --coco_root="$coco_root" \
-  --pre_trained="$pretrained" "${options[@]}"
+  --pre_trained="$pretrained"

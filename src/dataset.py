@@ -138,9 +138,10 @@ def create_train_dataset(config: Config, record_files: Sequence[str], *, rank: i
                         "smaller batch_size")
     # Cutting to rows_each keeps the shards disjoint: MindSpore fills up uneven ones with rows of others.
     sampler = ds.DistributedSampler(num_shards, rank, shuffle=True, num_samples=rows_each)
-    # The order of epoch e is that of seed + e. Set here and not by ds.config.set_seed, which would also seed
-    # Python and numpy for the whole process.
-    sampler.seed = (config.seed + first_epoch) % 2 ** 32
+    # The sampler adds 1 for every epoch, so the seeds 1 and 2 themselves would share all orders but one. Set here and
+    # not by ds.config.set_seed, which would also seed Python and numpy for the whole process.
+    order_seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
+    sampler.seed = (order_seed + first_epoch) % 2 ** 32
     rows = ds.MindDataset(list(record_files), RECORD_COLUMNS, sampler=sampler, num_parallel_workers=1)
     prepare = TrainPreparation(_canvas(config), config.num_gts, config.seed, expand_ratio=config.expand_ratio,
                                flip_ratio=config.flip_ratio, first_epoch=first_epoch, with_image_id=with_image_id)

@@ -1,5 +1,4 @@
 """Training: the step, the loop, and what happens between steps."""
-import json
 import logging
 import math
 import time
@@ -10,11 +9,14 @@ from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
 from src.compile_cache import compile_once
-from src.convert_checkpoint import META_BACKBONE, META_CLASSES, write_checkpoint
+from src.convert_checkpoint import write_checkpoint
+from src.detector_notes import notes_of
 from src.files import cannot_write, remove_partial_files
 from src.lr_schedule import learning_rates
 from src.model_utils.errors import UserError
 from src.optimizer import Optimizer, build_optimizer
+from src.profiling import step_profiler
+from src.run_files import BEST_FOLDER, CHECKPOINT_FOLDER, LOSS_LOG, SUMMARY_FOLDER, hold
 from src.runtime import Device, give_back_memory
 
 LOGGER = logging.getLogger(__name__)
@@ -124,15 +126,16 @@ def check_start(config) -> None:
 def train(network: nn.Cell, dataset, config, device: Device, evaluate: Callable[[], float] | None = None) -> None:
     """Train a detector: ``epoch_size`` passes over the data set.
 
-    Writes ``loss_{rank}.log``, checkpoints below ``save_checkpoint_path``, and TensorBoard files when asked for.
+    Writes ``loss_{rank}.log``, checkpoints below ``save_checkpoint_path``, and TensorBoard files and a profile when
+    asked for.
 
     Args:
         network (Cell): a detector.
         dataset (Dataset): batches of image, image_shape, box, label, valid_num, image_id.
         config (Config): the run's settings.
         device (Device): where this process stands among its fellows.
-        evaluate (Callable | None): returns the AP of the network as it is; called every ``interval`` epochs, and the
-            best network is kept as ``best_ckpt/best.ckpt``.
+        evaluate (Callable | None): returns the AP of the network as it is; called every ``interval`` epochs and after
+            the last, and the best network is kept as ``best_ckpt/best.ckpt``.
 
     Raises:
         UserError: a loss is not finite, or a file cannot be written.
@@ -146,7 +149,7 @@ def train(network: nn.Cell, dataset, config, device: Device, evaluate: Callable[
     checkpoints = Checkpoints(config, device)
     best = -math.inf
     batches = dataset.create_tuple_iterator(num_epochs=config.epoch_size)
-    with LossLog(config, device, steps, rates) as log:
+    with LossLog(config, device, steps, rates) as log, step_profiler(config, device, steps) as step_done:
         for epoch in range(1, config.epoch_size + 1):
             step_network.set_train()
             # One iterator for all epochs; each pass over it is the next epoch.
@@ -154,8 +157,9 @@ def train(network: nn.Cell, dataset, config, device: Device, evaluate: Callable[
                 compile_once(step_network, batch, config)
                 losses = [float(loss.asnumpy()) for loss in step_network(*batch)]
                 log.write(epoch, step, losses, image_ids.asnumpy().tolist())
+                step_done()
             checkpoints.save(network, epoch, steps)
-            if evaluate is not None and epoch % config.interval == 0:
+            if evaluate is not None and (epoch % config.interval == 0 or epoch == config.epoch_size):
                 best = checkpoints.keep_best(network, evaluate(), best)
 
 
@@ -177,19 +181,20 @@ class LossLog:
         self.start = time.time()
         self.talks = device.rank == 0
         self.plain_interval = max(1, steps // PLAIN_LINES_PER_EPOCH)
-        self.path = Path(f"loss_{device.rank}.log")
+        self.path = Path(LOSS_LOG.format(device.rank))
         self.summary = self._open_summary() if config.log_summary and device.rank == 0 else None
 
     @staticmethod
     def _open_summary():
         from tensorboardX import SummaryWriter
-        return SummaryWriter("summary")
+        return SummaryWriter(SUMMARY_FOLDER)
 
     def __enter__(self) -> "LossLog":
         try:
             self.file = self.path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise cannot_write(self.path.absolute(), error) from error
+        hold(self.file)
         # disable=None: a bar on a terminal, nothing elsewhere.
         self.bar = tqdm(total=self.steps * self.epochs, unit="step", disable=None if self.talks else True)
         if self.talks:
@@ -215,7 +220,8 @@ class LossLog:
         """
         total = losses[0] + losses[1]
         parts = ", ".join(f"{name}: {value:.5f}" for name, value in zip(LOSS_NAMES, losses, strict=True))
-        line = f"epoch: {epoch} step: {step}, {parts}, total_loss: {total:.5f}"
+        rate = self.rates[(epoch - 1) * self.steps + step - 1]
+        line = f"epoch: {epoch} step: {step}, {parts}, total_loss: {total:.5f}, lr: {rate:.6f}"
         finite = all(map(math.isfinite, losses))
         if step % self.interval == 0 or not finite:
             try:
@@ -226,11 +232,10 @@ class LossLog:
             raise UserError(f"the loss is not finite any more; training stops, saved checkpoints stay as they are.\n"
                             f"  {line}\n  image ids of the batch: {', '.join(map(str, image_ids))}\n"
                             f"Try a lower --base_lr, or --grad_clip=True")
-        self._show(epoch, step, losses, total)
+        self._show(epoch, step, losses, total, rate)
 
-    def _show(self, epoch: int, step: int, losses: Sequence[float], total: float) -> None:
+    def _show(self, epoch: int, step: int, losses: Sequence[float], total: float, rate: float) -> None:
         done = (epoch - 1) * self.steps + step
-        rate = self.rates[done - 1]
         if self.summary is not None:
             for name, value in (*zip(LOSS_NAMES, losses, strict=True), ("total_loss", total), ("learning_rate", rate)):
                 self.summary.add_scalar(name, value, done)
@@ -263,13 +268,13 @@ class Checkpoints:
     """
 
     def __init__(self, config, device: Device):
-        self.folder = Path(config.save_checkpoint_path) / f"ckpt_{device.rank}"
-        self.best_path = Path(config.save_checkpoint_path) / "best_ckpt" / "best.ckpt"
+        self.folder = Path(config.save_checkpoint_path) / CHECKPOINT_FOLDER.format(device.rank)
+        self.best_path = Path(config.save_checkpoint_path) / BEST_FOLDER / "best.ckpt"
         self.active = config.save_checkpoint and device.rank == 0
         self.every = config.save_checkpoint_epochs
         self.last_epoch = config.epoch_size
         self.keep_max = config.keep_checkpoint_max
-        self.notes = {META_BACKBONE: config.backbone, META_CLASSES: json.dumps(config.coco_classes)}
+        self.notes = notes_of(config)
         self.written: list[Path] = []
         if self.active:
             remove_partial_files(self.folder)
@@ -287,12 +292,17 @@ class Checkpoints:
             self.written.pop(0).unlink(missing_ok=True)
 
     def keep_best(self, network: nn.Cell, score: float, best: float) -> float:
-        """Write ``best_ckpt/best.ckpt`` if the score beats the best so far.
+        """Write ``best_ckpt/best.ckpt`` if the score beats the best so far. An AP of -1 or NaN never does.
 
         Returns:
             float: the best score now.
         """
-        if not self.active or not score > best:     # NaN is never the best
+        if not self.active:
+            return best
+        if not score >= 0:      # -1 without ground truth, or NaN
+            LOGGER.warning("AP is %g: there was nothing to score, so this network is not kept as the best", score)
+            return best
+        if score <= best:
             return best
         write_checkpoint(network.parameters_dict(), self.best_path, self.notes)
         LOGGER.info("AP %.4f is the best so far, saved %s", score, self.best_path)

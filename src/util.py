@@ -20,14 +20,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from src.files import write_json
+from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
 from src.progress import with_progress
 
 LOGGER = logging.getLogger(__name__)
 
-# pycocotools' COCOeval.stats, in its order
+# pycocotools' COCOeval.stats, in its order; AR100 and the figures without a number are at the last of `max_dets`
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-MAX_DETECTIONS = 100          # per image, over all classes: the COCO protocol
+# Per image, over all classes: the COCO protocol, whose AR1 and AR10 are at the best 1 and 10 of a class.
+MAX_DETECTIONS = 100
 RESULTS_FILE = "results.bbox.json"
 METRICS_FILE = "metrics.json"
 COCO_FOLDER_NAMES = ("coco", "coco2017")
@@ -52,7 +54,7 @@ class Detections:
 
 
 def detections_from_outputs(boxes: np.ndarray, labels: np.ndarray, mask: np.ndarray,
-                            max_detections: int = MAX_DETECTIONS) -> Detections:
+                            max_detections: int | None = MAX_DETECTIONS) -> Detections:
     """Turn the padded output rows of one image into its detections.
 
     Rows that are masked or hold a NaN or infinity go; of the rest the best `max_detections` over all classes
@@ -62,7 +64,7 @@ def detections_from_outputs(boxes: np.ndarray, labels: np.ndarray, mask: np.ndar
         boxes (np.ndarray): (D, 5) float, x1 y1 x2 y2 in pixels and the score.
         labels (np.ndarray): (D, 1) or (D,) int.
         mask (np.ndarray): (D, 1) or (D,) bool, False on padding rows.
-        max_detections (int): most detections kept, default 100.
+        max_detections (int | None): most detections kept, default 100; None keeps all.
 
     Returns:
         Detections: at most `max_detections` rows, best score first.
@@ -87,14 +89,16 @@ def dataset_name(config: Any) -> str:
 
     The folder is `coco_root`, where that is absent (postprocess.py needs no pictures) the annotations'; for
     `dataset: other` it is `image_dir` or else the folder of `anno_path`. COCO's own is a folder called coco or
-    coco2017 in any case.
+    coco2017, in upper or lower case, evaluated on the 80 classes of COCO.
     """
     if config.dataset == "coco":
         folder = Path(config.coco_root).resolve()
         if config.anno_path and not folder.is_dir():
             folder = Path(config.anno_path).resolve().parent
             folder = folder.parent if folder.name == "annotations" else folder
-        return "COCO2017" if folder.name.lower() in COCO_FOLDER_NAMES else folder.name
+        if folder.name.lower() in COCO_FOLDER_NAMES and set(config.coco_classes) == set(load_config([]).coco_classes):
+            return "COCO2017"
+        return folder.name
     return Path(config.image_dir or Path(config.anno_path).parent).resolve().name
 
 
@@ -110,7 +114,11 @@ class CocoEvaluator:
             `iscrowd` are filled in where they are missing.
         category_ids (Sequence[int]): the file's category id of label 0, 1, ...; only these are scored.
         dataset_name (str): for the header `Result on NAME dataset`.
-        max_detections (int): best detections kept per image over all classes, default 100.
+        max_detections (int): best detections kept per image over all classes, default 100. Above 100 the figures are
+            at so many too.
+
+    Attributes:
+        max_dets (tuple[int, int, int]): pycocotools' `maxDets`: 1, 10, and 100 or `max_detections` if that is more.
 
     Raises:
         UserError: no images, an image id twice, or a category id that the ground truth does not know.
@@ -122,6 +130,7 @@ class CocoEvaluator:
         self.category_ids = tuple(int(category_id) for category_id in category_ids)
         self.dataset_name = dataset_name
         self.max_detections = max_detections
+        self.max_dets = (1, 10, max(MAX_DETECTIONS, max_detections))
         self._image_ids = [image["id"] for image in ground_truth["images"]]
         self._known_ids = frozenset(self._image_ids)
         self._detections: dict[int, Detections] = {}
@@ -173,9 +182,10 @@ class CocoEvaluator:
     def summarize(self, output_dir: str | Path | None) -> dict[str, float]:
         """Score all detections, log the twelve lines, write `results.bbox.json` and `metrics.json`.
 
-        `metrics.json` holds the twelve figures, the counts and, under `per_class`, AP, AP50 and the number
-        of ground truths (without crowds) of every class. A figure without any ground truth behind it (for
-        example APs where there are no small objects) is -1, as pycocotools has it.
+        `metrics.json` holds the twelve figures, `max_dets`, the counts and, under `per_class`, AP, AP50 and the
+        number of ground truths (without crowds) of every class. AR1, AR10 and AR100 are at the three `max_dets`, all
+        others at the last. A figure without any ground truth behind it (for example APs where there are no small
+        objects) is -1, as pycocotools has it.
 
         Args:
             output_dir (str | Path | None): where the files go; None writes none.
@@ -189,9 +199,12 @@ class CocoEvaluator:
         """
         self._check_complete()
         results = self._results()
-        coco_eval, lines = _run_coco_eval(self.ground_truth, results, self.category_ids)
+        coco_eval, lines = _run_coco_eval(self.ground_truth, results, self.category_ids, self.max_dets)
         metrics = dict(zip(METRIC_NAMES, map(float, coco_eval.stats), strict=True))
         per_class = self._per_class(coco_eval)
+        if self.max_detections > MAX_DETECTIONS:
+            LOGGER.info("test_max_per_img is %d: up to so many detections per image are scored (maxDets %s), while "
+                        "published COCO results are at %d", self.max_detections, list(self.max_dets), MAX_DETECTIONS)
         LOGGER.info("Result on %s dataset\n%s", self.dataset_name, lines)
         LOGGER.info("%s", _per_class_table(per_class))
         num_dropped = sum(detections.num_dropped for detections in self._detections.values())
@@ -199,7 +212,7 @@ class CocoEvaluator:
             LOGGER.warning("%d detections held NaN or infinity and were left out: the network is damaged "
                            "or has diverged", num_dropped)
         if output_dir is not None:
-            counts = {"dataset": self.dataset_name, "num_images": self.num_images,
+            counts = {"dataset": self.dataset_name, "max_dets": self.max_dets, "num_images": self.num_images,
                       "num_detections": len(results), "num_dropped_not_finite": num_dropped}
             write_json(Path(output_dir) / RESULTS_FILE, results)
             path = write_json(Path(output_dir) / METRICS_FILE, metrics | counts | {"per_class": per_class},
@@ -260,8 +273,8 @@ def _prepared_ground_truth(ground_truth: dict) -> dict:
             "categories": list(ground_truth["categories"])}
 
 
-def _run_coco_eval(ground_truth: dict, results: list[dict],
-                   category_ids: Sequence[int]) -> tuple[COCOeval, str]:
+def _run_coco_eval(ground_truth: dict, results: list[dict], category_ids: Sequence[int],
+                   max_dets: Sequence[int]) -> tuple[COCOeval, str]:
     """Run pycocotools without its chatter; returns the evaluation and its twelve lines.
 
     The index of the detections is built here instead of by `COCO.loadRes`, which fails on an empty list.
@@ -273,11 +286,18 @@ def _run_coco_eval(ground_truth: dict, results: list[dict],
         coco_eval = COCOeval(_coco_index(ground_truth), _coco_index(ground_truth | {"annotations": detected}),
                              "bbox")
         coco_eval.params.catIds = sorted(category_ids)
+        coco_eval.params.maxDets = list(max_dets)
         coco_eval.evaluate()
         coco_eval.accumulate()
         with contextlib.redirect_stdout(lines):
             coco_eval.summarize()
-    return coco_eval, lines.getvalue().rstrip("\n")
+    first, rest = lines.getvalue().rstrip("\n").split("\n", 1)
+    if max_dets[-1] != MAX_DETECTIONS:
+        # pycocotools 2.0.11 looks for the AP, and for it alone, at 100 detections whatever maxDets says, and finds -1.
+        precision = coco_eval.eval["precision"][:, :, :, 0, -1]     # -1 where a class has no ground truth
+        coco_eval.stats[0] = precision[precision > -1].mean() if (precision > -1).any() else -1
+        first = f"{first.partition('maxDets=')[0]}maxDets={max_dets[-1]:>3d} ] = {coco_eval.stats[0]:0.3f}"
+    return coco_eval, f"{first}\n{rest}"
 
 
 def _coco_index(dataset: dict) -> COCO:

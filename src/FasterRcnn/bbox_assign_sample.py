@@ -1,4 +1,6 @@
 """Targets of the region proposal network: which anchors learn what."""
+from collections.abc import Sequence
+
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
@@ -21,7 +23,7 @@ class BboxAssignSample(nn.Cell):
         num_pos (int): positives per image at most.
         num_total (int): positives and negatives per image at most; negatives fill up.
         pos_iou_thr, neg_iou_thr, min_pos_iou (float): see :func:`src.FasterRcnn.target_assign.match`.
-        seed (int): seed of the sampling.
+        seed (Sequence[int]): see :class:`src.FasterRcnn.target_assign.PosNegSample`.
 
     Inputs:
         - **gt_boxes** (Tensor) - (B, G, 4) float32 xyxy in pixels of the canvas.
@@ -35,7 +37,8 @@ class BboxAssignSample(nn.Cell):
     """
 
     def __init__(self, anchors: np.ndarray, canvas_size: tuple[int, int], coder: BoxCoder, num_pos: int,
-                 num_total: int, pos_iou_thr: float, neg_iou_thr: float, min_pos_iou: float, seed: int = 1):
+                 num_total: int, pos_iou_thr: float, neg_iou_thr: float, min_pos_iou: float,
+                 seed: Sequence[int] = (1,)):
         super().__init__()
         inside = np.flatnonzero(inside_canvas(anchors, canvas_size))
         if inside.size == 0:

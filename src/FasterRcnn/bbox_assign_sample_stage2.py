@@ -1,4 +1,6 @@
 """Targets of the box head: which proposals learn what."""
+from collections.abc import Sequence
+
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
@@ -17,7 +19,7 @@ class BboxAssignSampleForRcnn(nn.Cell):
         num_pos (int): positives per image at most.
         num_total (int): RoIs per image at most; negatives fill up.
         pos_iou_thr, neg_iou_thr, min_pos_iou (float): see :func:`src.FasterRcnn.target_assign.match`.
-        seed (int): seed of the sampling.
+        seed (Sequence[int]): see :class:`src.FasterRcnn.target_assign.PosNegSample`.
 
     Inputs:
         - **gt_boxes** (Tensor) - (B, G, 4) float32 xyxy in pixels of the canvas.
@@ -34,7 +36,7 @@ class BboxAssignSampleForRcnn(nn.Cell):
     """
 
     def __init__(self, coder: BoxCoder, num_pos: int, num_total: int, pos_iou_thr: float, neg_iou_thr: float,
-                 min_pos_iou: float, seed: int = 1):
+                 min_pos_iou: float, seed: Sequence[int] = (1,)):
         super().__init__()
         self.coder = coder
         self.thresholds = (pos_iou_thr, neg_iou_thr, min_pos_iou)

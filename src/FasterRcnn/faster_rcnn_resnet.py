@@ -25,6 +25,8 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
     Args:
         config (Config): see ``src.model_utils.config``; read here and nowhere below.
         block (type): residual block of the backbone.
+        rank (int): number of this process among those that train together, from 0: each samples by random numbers of
+            its own. Initial weights do not depend on it.
 
     Inputs:
         - **img_data** (Tensor) - (B, 3, H, W) float32, the normalised canvas.
@@ -40,7 +42,7 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         outputs of :meth:`detect`.
     """
 
-    def __init__(self, config, block: type = ResidualBlock):
+    def __init__(self, config, block: type = ResidualBlock, rank: int = 0):
         super().__init__()
         canvas_size = (config.img_height, config.img_width)
         level_anchors = pyramid_anchors(canvas_size, config.anchor_strides, config.anchor_scales,
@@ -58,14 +60,14 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
                                   fold_norms=self.on_cpu and _is_large(config))
         self.fpn_neck = FeatPyramidNeck(config.fpn_in_channels, config.fpn_out_channels, config.fpn_num_outs,
                                         winograd=self.on_cpu)
-        self.rpn_with_loss = _build_rpn(config, level_anchors, canvas_size, rpn_coder, winograd=self.on_cpu)
+        self.rpn_with_loss = _build_rpn(config, level_anchors, canvas_size, rpn_coder, rank, winograd=self.on_cpu)
         self.proposals_train = Proposal(level_anchors, rpn_coder, config.rpn_proposal_nms_pre,
                                         config.rpn_proposal_max_num, config.rpn_proposal_nms_thr)
         self.proposals_test = Proposal(level_anchors, rpn_coder, config.rpn_nms_pre, config.rpn_max_num,
                                        config.rpn_nms_thr)
         self.assign_rois = BboxAssignSampleForRcnn(
             box_coder, config.num_expected_pos_stage2, config.num_expected_neg_stage2, config.pos_iou_thr_stage2,
-            config.neg_iou_thr_stage2, config.min_pos_iou_stage2, seed=config.seed + 2)
+            config.neg_iou_thr_stage2, config.min_pos_iou_stage2, seed=(config.seed, rank, 1))
         self.num_rois = config.num_expected_neg_stage2
         self.roi_align = SingleRoIExtractor(config.roi_layer.out_size, config.roi_layer.sample_num,
                                             config.roi_align_featmap_strides, config.roi_align_finest_scale,
@@ -143,9 +145,9 @@ def _is_large(config) -> bool:
     return config.batch_size * config.img_height * config.img_width >= _MANY_PIXELS
 
 
-def _build_rpn(config, level_anchors, canvas_size, coder, winograd) -> RPN:
+def _build_rpn(config, level_anchors, canvas_size, coder, rank, winograd) -> RPN:
     """The region proposal network of a configuration."""
     assign = BboxAssignSample(np.concatenate(level_anchors), canvas_size, coder, config.num_expected_pos,
                               config.num_expected_neg, config.pos_iou_thr, config.neg_iou_thr, config.min_pos_iou,
-                              seed=config.seed)
+                              seed=(config.seed, rank, 0))
     return RPN(config.rpn_in_channels, config.rpn_feat_channels, config.num_anchors, assign, winograd)

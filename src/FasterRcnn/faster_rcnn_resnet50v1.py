@@ -8,7 +8,8 @@ class Faster_Rcnn_Resnet(_Detector):  # noqa: N801 - the published name
 
     Args:
         config (Config): a configuration whose ``backbone`` is ``resnet_v1_50``.
+        rank (int): as there.
     """
 
-    def __init__(self, config):
-        super().__init__(config, block=ResidualBlockV1)
+    def __init__(self, config, rank: int = 0):
+        super().__init__(config, ResidualBlockV1, rank)

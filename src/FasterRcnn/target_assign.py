@@ -1,4 +1,7 @@
 """Matching boxes to ground truths and sampling them: shared by the RPN's anchors and the box head's proposals."""
+from collections.abc import Sequence
+
+import numpy as np
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
@@ -48,23 +51,34 @@ def match(iou, pos_iou_thr: float, neg_iou_thr: float, min_pos_iou: float):
     return ops.cast(matched, mstype.int32)
 
 
+def stream_seed(numbers: Sequence[int]) -> int:
+    """A seed for ``ops.UniformReal``, with which different numbers give random streams that have nothing in common.
+
+    Args:
+        numbers (Sequence[int]): at most four, each from 0 to 2**32 - 1; a last 0 counts as if it were not there.
+
+    Returns:
+        int: 63 bits, all of which the operator uses on CPU; not 0, which it takes for "no seed".
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1 or 1
+
+
 class RandomSample(nn.Cell):
     """Choose up to ``count`` of the marked candidates of every image, each subset equally likely.
 
     Args:
         count (int): slots per image.
-        seed (int): seed of the random stream, from 0.
+        seed (Sequence[int]): see :func:`stream_seed`.
 
     Inputs: candidates, Tensor (B, N) bool.
     Outputs: two Tensors (B, count): int32 candidate numbers, and bool, False in slots that stayed empty. Filled slots
         come first.
     """
 
-    def __init__(self, count: int, seed: int):
+    def __init__(self, count: int, seed: Sequence[int]):
         super().__init__()
         self.count = count
-        # The operator takes 0 for "no seed".
-        self.uniform = ops.UniformReal(seed=seed + 1)
+        self.uniform = ops.UniformReal(seed=stream_seed(seed))
         self.top_k = ops.TopK(sorted=True)
 
     def construct(self, candidates):
@@ -92,20 +106,20 @@ class PosNegSample(nn.Cell):
         num_pos (int): positives per image at most; these slots come first.
         num_neg (int): slots for negatives.
         num_total (int): positives and negatives per image at most.
-        seed (int): seed of the random stream.
+        seed (Sequence[int]): at most three numbers; positives and negatives add 0 and 1, see :func:`stream_seed`.
 
     Inputs: matched_gt, Tensor (B, N) int32 from :func:`match`.
     Outputs: index (B, num_pos + num_neg) int32 candidate numbers, and two bool masks (B, num_pos + num_neg): slots
         filled with a positive, and slots filled at all.
     """
 
-    def __init__(self, num_pos: int, num_neg: int, num_total: int, seed: int):
+    def __init__(self, num_pos: int, num_neg: int, num_total: int, seed: Sequence[int]):
         super().__init__()
         self.num_neg = num_neg
         self.num_total = num_total
         self.join = ops.Concat(axis=1)
-        self.sample_pos = RandomSample(num_pos, seed)
-        self.sample_neg = RandomSample(num_neg, seed + 1)
+        self.sample_pos = RandomSample(num_pos, (*seed, 0))
+        self.sample_neg = RandomSample(num_neg, (*seed, 1))
 
     def construct(self, matched_gt):
         pos_index, is_pos = self.sample_pos(matched_gt >= 0)

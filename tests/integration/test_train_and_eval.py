@@ -29,7 +29,7 @@ def run(script, *arguments, cwd):
 
 def read_losses(path):
     """The total losses of a log, by a pattern of our own."""
-    return [float(re.search(r"total_loss: ([\d.]+)$", line)[1]) for line in path.read_text().splitlines()]
+    return [float(re.search(r"total_loss: ([\d.]+), lr: [\d.]+$", line)[1]) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -114,26 +114,71 @@ def test_mistakes_end_with_one_message(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def train_on_samples(tmp_path, *flags):
+    """Train for two steps on generated pictures, in a folder with a blank in its name."""
+    if not (tmp_path / "data").exists():
+        subprocess.run([sys.executable, "-m", "src.sample_data", f"--output_dir={tmp_path}/data", "--num_train=4",
+                        "--num_val=1", "--width=192", "--height=128"], cwd=REPO_ROOT, check=True,
+                       stdout=subprocess.DEVNULL)
+        (tmp_path / "a run").mkdir(exist_ok=True)
+    return run("train.py", *SMALL, "--coco_classes=['background','disc','square','star']",
+               f"--coco_root={tmp_path}/data", f"--mindrecord_dir={tmp_path}/records", "--pre_trained=",
+               "--frozen_stages=-1", "--norm_eval=False", "--epoch_size=1",
+               f"--compile_cache_path={tmp_path}/graphs", *flags, cwd=tmp_path / "a run")
+
+
+def weights_of(path):
+    return {name: value.asnumpy() for name, value in ms.load_checkpoint(str(path)).items()
+            if isinstance(value, ms.Parameter)}
+
+
+def contents(folder):
+    """Every file below the folder, with what is in it and when it was written."""
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+            for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_second_start_takes_the_compiled_graph_and_trains_equally(tmp_path):
-    subprocess.run([sys.executable, "-m", "src.sample_data", f"--output_dir={tmp_path}/data", "--num_train=4",
-                    "--num_val=1", "--width=192", "--height=128"], cwd=REPO_ROOT, check=True, stdout=subprocess.DEVNULL)
-    runs = []
-    for number in (1, 2):
-        folder = tmp_path / f"run {number}"
-        folder.mkdir()
-        result = run("train.py", *SMALL, "--coco_classes=['background','disc','square','star']",
-                     f"--coco_root={tmp_path}/data", f"--mindrecord_dir={tmp_path}/records", "--pre_trained=",
-                     "--frozen_stages=-1", "--norm_eval=False", "--epoch_size=1",
-                     f"--compile_cache_path={tmp_path}/graphs", cwd=folder)
-        assert result.returncode == 0, result.stdout
-        weights = {name: value.asnumpy() for name, value in
-                   ms.load_checkpoint(str(folder / "ckpt_0" / "faster_rcnn-1_2.ckpt")).items()
-                   if isinstance(value, ms.Parameter)}
-        runs.append((result.stdout, (folder / "loss_0.log").read_text(), weights))
-    (first, first_log, first_weights), (second, second_log, second_weights) = runs
-    assert "kept the compiled graph in" in first
-    assert "taking the compiled graph from" in second
+    """In the same folder, where it keeps what the first has written."""
+    folder = tmp_path / "a run"
+    first = train_on_samples(tmp_path)
+    assert first.returncode == 0, first.stdout
+    before = contents(folder)
+    second = train_on_samples(tmp_path, "--keep_old_run=True", "--enable_profiling=True")
+    assert second.returncode == 0, second.stdout
+    assert "kept the compiled graph in" in first.stdout
+    assert "taking the compiled graph from" in second.stdout
+    assert "an earlier run has been here; kept as ckpt_0.1, loss_0.log.1\n" in second.stdout
+    after = contents(folder)
+    assert {"ckpt_0.1/faster_rcnn-1_2.ckpt": before["ckpt_0/faster_rcnn-1_2.ckpt"],
+            "loss_0.log.1": before["loss_0.log"]}.items() <= after.items()
+    first_log, second_log = after["loss_0.log.1"][0], after["loss_0.log"][0]
+    first_weights, second_weights = (weights_of(folder / name / "faster_rcnn-1_2.ckpt")
+                                     for name in ("ckpt_0.1", "ckpt_0"))
     assert first_log == second_log
     assert first_weights.keys() == second_weights.keys()
     for name, value in first_weights.items():
         np.testing.assert_array_equal(second_weights[name], value, err_msg=name)
+    # The second step, as the first is not looked at.
+    assert "profile of the steps 2 to 2 in profile/rank_0_" in second.stdout
+    table, = (folder / "profile").rglob("cpu_op_type_info_0.csv")
+    assert re.search(r"^Conv2D,\d+,", table.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("old", ["ckpt_0/faster_rcnn-1_2.ckpt", "best_ckpt/best.ckpt"])
+def test_checkpoints_of_an_earlier_run_are_never_mixed_with_new_ones(tmp_path, old):
+    folder = tmp_path / "a run"
+    for name in (old, "loss_0.log", "summary/events.out.tfevents.1.host"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("old")
+    before = contents(folder)
+    result = train_on_samples(tmp_path)
+    assert result.returncode == 1
+    assert contents(folder) == before
+    assert not (tmp_path / "records").exists()
+    assert not (tmp_path / "graphs").exists()
+    place, name = old.split("/")
+    assert result.stdout.splitlines()[-1].startswith(
+        f"ERROR: an earlier run has left checkpoints where this one would write its own: {place} ({name}). ")
+    assert f"--keep_old_run=True, which keeps the earlier run as {place}.1 " in result.stdout
+    assert "Traceback" not in result.stdout

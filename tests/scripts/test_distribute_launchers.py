@@ -138,6 +138,24 @@ def test_second_of_two_hosts(user):
         "train_parallel3", "train_parallel4", "train_parallel5"]
 
 
+@pytest.mark.parametrize("again", ["--run_distribute=True", "--distribute=true", "--device_target=GPU"])
+def test_a_flag_of_the_launcher_may_be_given(user, again):
+    """The published commands have it; the program would refuse it twice."""
+    result = user("run_distribute_train_cpu.sh", "2", *TRAIN, again)
+    assert result.returncode == 0, result.stderr
+    flags = user.recorded()[0][11:]
+    own = ["--device_target=CPU"] if "distribute" in again else ["--run_distribute=True"]
+    assert flags == [*own, *(flag.format(home=user.folder) for flag in FLAGS), again]
+
+
+@pytest.mark.parametrize("flag", ["--run_distribute=False", "--distribute=false"])
+def test_several_devices_that_train_alone(user, flag):
+    result = user("run_distribute_train_cpu.sh", "2", *TRAIN, flag)
+    assert result.returncode == 1
+    assert result.stderr == f"ERROR: {flag}: these processes train together; run_standalone_train_*.sh trains alone\n"
+    assert list(user.project.glob("train_parallel*")) == []
+
+
 @pytest.mark.parametrize("environment, message", [
     ({"NNODES": "2"}, "NNODES is 2: set MASTER_ADDR"),
     ({"NNODES": "two"}, "NNODES: 'two' is not a whole number from 1"),

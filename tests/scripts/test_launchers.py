@@ -25,9 +25,8 @@ SCRIPTS = {
     "run_eval_ascend.sh": ([*EVAL_ARGUMENTS, "3"], ["eval.py", "--device_target=Ascend", *EVAL], ON_ASCEND, "eval"),
     "run_eval_gpu.sh": ([*EVAL_ARGUMENTS, "3"], ["eval.py", "--device_target=GPU", *EVAL], ON_GPU, "eval"),
     "run_eval_cpu.sh": (EVAL_ARGUMENTS, ["eval.py", "--device_target=CPU", *EVAL], {}, "eval"),
-    "run_eval_onnx.sh": (EVAL_ARGUMENTS, ["eval_onnx.py", "--device_target=CPU",
-                                          *(flag.replace("checkpoint_path", "file_name") for flag in EVAL)], {},
-                         "eval"),
+    "run_eval_onnx.sh": (EVAL_ARGUMENTS, ["eval_onnx.py", *(flag.replace("checkpoint_path", "file_name")
+                                                            for flag in EVAL)], {}, "eval"),
 }
 
 
@@ -57,6 +56,34 @@ def test_optional_arguments(caller, script):
     assert caller.recorded()[0][len(program):] == [
         f"--mindrecord_dir={caller.folder}/new records", "--epoch_size=1", f"--config_path={caller.folder}/mine.yaml",
         "--coco_classes=['background','a b']"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_users_device_goes_before_the_launchers(caller, script):
+    arguments, program, _, _ = SCRIPTS[script]
+    for flag in ("--device_target=GPU", "--device_target=CPU"):         # another one, or the launcher's once more
+        result = caller(script, *arguments, "--epoch_size=1", flag)
+        assert result.returncode == 0, result.stderr
+        found = caller.recorded()[0]
+        assert found[1:] == [*(word.format(caller.folder) for word in program[1:] if "device_target" not in word),
+                             "--epoch_size=1", flag]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_is_given_twice_stays_so_for_the_program_to_refuse(caller, script):
+    """An argument's flag, and the user's own flags."""
+    arguments, program, _, _ = SCRIPTS[script]
+    caller(script, *arguments, "--coco_root=another", "--device_target=GPU", "--device_target=CPU")
+    found = caller.recorded()[0]
+    assert found[-3:] == ["--coco_root=another", "--device_target=GPU", "--device_target=CPU"]
+    assert f"--coco_root={caller.folder}/my coco" in found and len(found) == len(
+        [word for word in program if "device_target" not in word]) + 3
+
+
+def test_text_annotations_of_a_flag_are_the_callers(caller):
+    caller("run_standalone_train_cpu.sh", *TRAIN_ARGUMENTS, "--dataset=other", "--image_dir=my coco",
+           "--anno_path=a.txt")
+    assert caller.recorded()[0][-2:] == [f"--image_dir={caller.folder}/my coco", f"--anno_path={caller.folder}/a.txt"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

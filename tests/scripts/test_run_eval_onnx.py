@@ -47,6 +47,7 @@ def test_scores_every_picture_in_its_own_folder(project, data):
         result = run(project / "scripts" / SCRIPT.name, *arguments, "--test_batch_size=2", cwd=data)
         assert result.returncode == 0, result.stdout + result.stderr
         assert "Result on" in result.stdout and "test_batch_size" in result.stdout
+        assert "the model runs on CPU" in result.stdout     # the one device of the ONNX Runtime in requirements.txt
         assert ("kept the last run" in result.stdout) == expected_kept
     assert json.loads((project / "eval" / "metrics.json").read_text())["num_images"] == 3
     assert (project / "eval" / "log").read_text() == (project / "eval" / "eval_onnx.log").read_text()
@@ -61,6 +62,14 @@ def test_the_programs_failure_is_the_scripts(project, data):
     assert result.returncode == 1
     assert "broken.onnx" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_a_device_that_is_asked_for_is_that_or_none(project, data):
+    arguments = ["coco/annotations/instances_val2017.json", "model.onnx", "resnet_v1.5_50", "coco"]
+    result = run(project / "scripts" / SCRIPT.name, *arguments, "--device_target=GPU", cwd=data)
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1].startswith("ERROR: device_target is GPU, but this ONNX Runtime")
+    assert run(project / "scripts" / SCRIPT.name, *arguments, "--device_target=CPU", cwd=data).returncode == 0
 
 
 def test_too_few_arguments_show_the_usage(tmp_path):

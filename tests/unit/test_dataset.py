@@ -138,6 +138,22 @@ def test_the_seed_decides_order_and_augmentation(coco_root, train_paths):
     assert ids_of(first) != ids_of(other)
 
 
+def test_no_seed_has_the_order_of_another_ones_epoch(coco_root, train_paths):
+    """Also not of its next one, which the sampler's seed + 1 is. Two of 12! orders are equal by no accident."""
+    orders = {(seed, epoch): tuple(ids_of(batches)) for seed in (0, 1, 2, 3, 2**32 - 1)
+              for epoch, batches in enumerate(train_epochs(config_for(coco_root, f"--seed={seed}"), train_paths, 4))}
+    assert len(set(orders.values())) == len(orders) == 20
+
+
+def test_shards_take_turns_in_the_order_of_one_process(coco_root, train_paths):
+    config = config_for(coco_root, "--batch_size=1", "--seed=7")
+    whole = train_epochs(config, train_paths, num_epochs=2)
+    shards = [train_epochs(config, train_paths, num_epochs=2, rank=rank, num_shards=3) for rank in range(3)]
+    for epoch in range(2):
+        turns = zip(*(ids_of(shard[epoch]) for shard in shards), strict=True)
+        assert [image_id for turn in turns for image_id in turn] == ids_of(whole[epoch])
+
+
 def test_the_process_wide_generators_are_left_alone(coco_root, train_paths):
     np.random.seed(3)                                         # noqa: NPY002
     before = np.random.get_state()[1].copy()                  # noqa: NPY002

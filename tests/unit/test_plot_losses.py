@@ -9,9 +9,11 @@ LINE = ("epoch: {} step: {}, rpn_loss: 0.12054, rcnn_loss: 0.40601, rpn_cls_loss
         "rcnn_cls_loss: 0.25854, rcnn_reg_loss: 0.14746, total_loss: {}\n")
 
 
-def test_reads_every_loss_of_the_published_line(tmp_path):
+@pytest.mark.parametrize("end", ["", ", lr: 0.000250"])
+def test_reads_every_loss_of_the_published_line(tmp_path, end):
+    """Also of the first release, which wrote no learning rate."""
     log = tmp_path / "loss_0.log"
-    log.write_text(LINE.format(1, 1, 0.52655) + LINE.format(1, 2, 0.5))
+    log.write_text(LINE.format(1, 1, f"0.52655{end}") + LINE.format(1, 2, f"0.5{end}"))
     losses = read_losses(log)
     assert list(losses) == ["rpn_loss", "rcnn_loss", "rpn_cls_loss", "rpn_reg_loss", "rcnn_cls_loss", "rcnn_reg_loss",
                             "total_loss"]

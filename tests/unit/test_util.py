@@ -1,7 +1,6 @@
 """The evaluation path against cases whose figures follow from the definitions by hand."""
 import json
 import logging
-from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.files import check_writable, write_json
+from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
 from src.util import (
     METRIC_NAMES,
@@ -124,6 +124,42 @@ def test_area_and_crowd_flag_may_be_missing():
     truth = ground_truth({1: [(0, 0, 50, 50)]})
     del truth["annotations"][0]["area"], truth["annotations"][0]["iscrowd"]
     assert score(truth, {1: [(0, 0, 50, 50, .8, 0)]})["APm"] == pytest.approx(1)
+
+
+# --------------------------------------------------------------- more than a hundred per image
+
+CROWDED = {1: [(12 * (i % 15), 12 * (i // 15), 10, 10) for i in range(150)]}
+FOUND = [(x, y, x + w, y + h, 0.9 - i / 1000, 0) for i, (x, y, w, h) in enumerate(CROWDED[1])]
+
+
+@pytest.mark.parametrize(("max_detections", "kept", "at"), [(50, 50, 100), (100, 100, 100), (120, 120, 120),
+                                                            (150, 150, 150), (1500, 150, 1500)])
+def test_as_many_detections_count_as_are_asked_for(tmp_path, caplog, max_detections, kept, at):
+    """150 perfect boxes: precision 1 up to the recall that is reached, at COCO's 101 recalls from 0 to 1."""
+    caplog.set_level(logging.INFO, "src.util")
+    evaluator = CocoEvaluator(ground_truth(CROWDED), [1], "test", max_detections)
+    evaluator.add([1], *(array[None] for array in outputs(*FOUND, num_rows=150)))
+    metrics = evaluator.summarize(tmp_path)
+    expected = np.count_nonzero(np.arange(101) / 100 <= kept / 150) / 101
+    assert [metrics[name] for name in ("AP", "AP50", "AP75", "APs")] == pytest.approx([expected] * 4)
+    assert [metrics[name] for name in ("AR1", "AR10", "AR100", "ARs")] == pytest.approx(
+        [1 / 150, 10 / 150, kept / 150, kept / 150])
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["max_dets"] == [1, 10, at]
+    assert {name: written[name] for name in METRIC_NAMES} == metrics
+    assert (written["per_class"][0]["AP"], written["num_detections"]) == (pytest.approx(expected), kept)
+    text = caplog.text[caplog.text.index("Result on test dataset"):].split("\n")[1:13]
+    assert text == [f"{line.replace('=100', f'={at:>3d}')}{metrics[name]:.3f}"
+                    for line, name in zip(TWELVE_LINES, METRIC_NAMES, strict=True)]
+    assert (f"test_max_per_img is {at}: up to so many detections per image are scored (maxDets [1, 10, {at}])"
+            in caplog.text) == (at > 100)
+
+
+def test_classes_without_ground_truth_do_not_count_at_more_than_a_hundred():
+    for boxes, expected in ((CROWDED, 1), ({1: []}, -1)):
+        evaluator = CocoEvaluator(ground_truth(boxes, categories=((1, "cat"), (2, "dog"))), [1, 2], "test", 150)
+        evaluator.add([1], *(array[None] for array in outputs(*FOUND, num_rows=150)))
+        assert evaluator.summarize(None)["AP"] == pytest.approx(expected)
 
 
 # ------------------------------------------------------------------------------- joining by image id
@@ -274,14 +310,28 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
 
 
 @pytest.mark.parametrize("dataset, coco_root, image_dir, anno_path, name", [
-    ("coco", "/data/COCO2017", "", "", "COCO2017"), ("coco", "/data/coco", "", "", "COCO2017"),
+    ("coco", "/data/COCO2017", "", "", "COCO2017"), ("coco", "/data/coco/", "", "", "COCO2017"),
+    ("coco", "/absent", "", "/data/COCO/annotations/val.json", "COCO2017"),
     ("coco", "/data/coco_subset/", "", "", "coco_subset"), ("coco", "/data/bccd", "", "", "bccd"),
     ("coco", "/absent/COCO2017", "", "/data/masks/annotations/val.json", "masks"),
     ("coco", "/absent/COCO2017", "", "/data/masks/val.json", "masks"),
     ("other", "/data/coco", "/data/faces", "", "faces"), ("other", "", "", "/data/masks/val.txt", "masks")])
 def test_name_of_the_data(dataset, coco_root, image_dir, anno_path, name):
-    config = SimpleNamespace(dataset=dataset, coco_root=coco_root, image_dir=image_dir, anno_path=anno_path)
-    assert dataset_name(config) == name
+    flags = {"dataset": dataset, "coco_root": coco_root, "image_dir": image_dir, "anno_path": anno_path}
+    assert dataset_name(load_config([f"--{key}={value}" for key, value in flags.items()])) == name
+
+
+@pytest.mark.parametrize(("classes", "name"), [
+    (["background", "RBC", "WBC"], "coco"), (["background", "person", "bicycle", "car"], "coco"),
+    (["background", *reversed(load_config([]).class_names)], "COCO2017")])
+def test_a_folder_called_coco_is_not_cocos_own_with_other_classes(classes, name):
+    assert dataset_name(load_config(["--coco_root=/data/coco", f"--coco_classes={classes}"])) == name
+
+
+def test_default_classes_are_the_eighty_of_coco():
+    names = load_config([]).class_names
+    assert len(names) == len(set(names)) == 80
+    assert (names[0], names[39], names[79]) == ("person", "bottle", "toothbrush")
 
 
 # ---------------------------------------------------------------------------------------- evaluate

@@ -7,6 +7,7 @@ import pytest
 from mindspore.nn.utils import no_init_parameters
 
 from src.FasterRcnn import Faster_Rcnn_Resnet, build_detector, faster_rcnn_resnet50v1
+from src.FasterRcnn.target_assign import RandomSample
 from src.model_utils.config import load_config
 from tests.helpers import SHARED
 from tests.unit.FasterRcnn import reference
@@ -104,6 +105,34 @@ def test_frozen_stages_of_the_configuration(frozen_stages, first_trained):
     names = [param.name.split(".")[1] for param in net.trainable_params() if param.name.startswith("backbone.")]
     assert (names[0] if names else None) == first_trained
     assert any(param.name.startswith("fpn_neck.") for param in net.trainable_params())
+
+
+# --- random numbers ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("backbone", ["resnet_v1.5_50", "resnet_v1_50"])
+def test_every_rank_and_sampler_draws_its_own_numbers(backbone):
+    """Positives and negatives of both stages, on two ranks, in three runs whose seeds are neighbours."""
+    draws = []
+    for seed in (1, 2, 3):
+        for rank in ((), (0,), (1,)):
+            with no_init_parameters():
+                net = build_detector(config_of(f"--seed={seed}", f"--backbone={backbone}"), *rank)
+            samplers = [part for _, part in net.cells_and_names() if isinstance(part, RandomSample)]
+            draws.append([tuple(sampler.uniform((8,)).asnumpy().tolist()) for sampler in samplers])
+    assert [len(of_net) for of_net in draws] == [4] * 9
+    for alone in (0, 3, 6):
+        assert draws[alone] == draws[alone + 1]      # without a rank it is rank 0
+    assert len({draw for of_net in draws for draw in of_net}) == 3 * 2 * 4
+
+
+def test_initial_weights_are_the_same_on_every_rank():
+    weights = []
+    for rank in (0, 3):
+        ms.set_seed(5)
+        weights.append({param.name: param.asnumpy() for param in build_detector(config_of(), rank).get_parameters()})
+    assert any(values.std() > 0 for values in weights[0].values())
+    for name, values in weights[0].items():
+        np.testing.assert_array_equal(weights[1][name], values, err_msg=name)
 
 
 # --- losses and detections --------------------------------------------------------------------------------------------
