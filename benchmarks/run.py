@@ -13,6 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from harness import Contender, compare
@@ -116,6 +117,14 @@ def as_table(results: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def machine() -> dict[str, str | int | bool]:
+    """What the figures depend on: processor, whether it has AVX-512, cores, MindSpore."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"machine": next(iter(names), platform.machine()), "avx512": any("avx512f" in line for line in lines),
+            "cores": os.cpu_count(), "mindspore": version("mindspore")}
+
+
 def main() -> int:
     """Measure, print the table as it grows, and write it with all figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -133,8 +142,7 @@ def main() -> int:
         if path and not exists(path):
             parser.error(f"{path} does not exist")
     args.output.mkdir(parents=True, exist_ok=True)
-    about = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": args.threads,
-             "turns": args.turns, "date": time.strftime("%Y-%m-%d")}
+    about = {**machine(), "threads": args.threads, "turns": args.turns, "date": time.strftime("%Y-%m-%d")}
     results = []
     for group, title, contenders in comparisons(args.peer_python, args.coco_root, args.onnx):
         if args.only in (None, group):

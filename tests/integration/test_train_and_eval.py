@@ -95,7 +95,8 @@ def test_wrong_number_of_classes_is_refused_before_anything_is_written(trained):
                  f"--mindrecord_dir={folder / 'other'}", "--ignore_unknown=True",
                  f"--checkpoint_path={folder / 'ckpt_0' / 'faster_rcnn-2_20.ckpt'}", cwd=folder)
     assert result.returncode == 1
-    assert "rcnn.cls_scores.weight has shape (1024, 4), expected (1024, 2)" in result.stdout
+    assert "coco_classes is ['background', 'RBC'], but checkpoint " in result.stdout
+    assert "was trained with ['background', 'RBC', 'WBC', 'Platelets']" in result.stdout
     assert "Traceback" not in result.stdout
     assert not (folder / "other").exists()
 
