@@ -158,21 +158,23 @@ def _is_number(value: object) -> bool:
 
 def _used_categories(categories: list[dict], annotations: list[dict], class_names: Sequence[str], path: Path,
                      remarks: list[str]) -> list[dict]:
-    """Without those that no annotation uses and that are no class, or have the name of one that is used.
+    """Without those that no annotation uses and that are no class, or have the name of another one.
 
-    Tools write such: a group of classes, "background", the data set's own name.
+    Tools write such at the top: a group of classes, "background", the data set's own name.
     """
-    used_ids = {row["category_id"] for row in annotations}
-    used_names = {category.get("name") for category in categories if category["id"] in used_ids}
-    kept, left_out = [], []
-    for category in categories:
+    kept_ids = {row["category_id"] for row in annotations}
+    names = [category.get("name") for category in categories if category["id"] in kept_ids]
+    for category in reversed(categories):                     # of two that are not used the group is the first
         name = category.get("name")
-        unused = category["id"] not in used_ids
-        left = unused and (name not in class_names or name in used_names)
-        (left_out if left else kept).append(category)
+        if category["id"] not in kept_ids and name in class_names and name not in names:
+            kept_ids.add(category["id"])
+            names.append(name)
+    left_out = [f"{category.get('name')!r} (id {category['id']})" for category in categories
+                if category["id"] not in kept_ids]
     if left_out:
-        names = listed([f"{category.get('name')!r} (id {category['id']})" for category in left_out])
-        remarks.append(f"{count_of(len(left_out), 'category', 'categories')} that no annotation uses left out: {names}")
+        remarks.append(f"{count_of(len(left_out), 'category', 'categories')} that no annotation uses left out: "
+                       f"{listed(left_out)}")
+    kept = [category for category in categories if category["id"] in kept_ids]
     _check_names(kept, "categories", "name", path)
     return kept
 

@@ -133,6 +133,13 @@ def test_a_class_without_annotations_keeps_its_category(tmp_path):
     assert found.label_of == {44: 1, 0: 2} and found.remarks == []
 
 
+def test_of_two_categories_of_one_name_that_nothing_uses_the_first_goes(tmp_path):
+    content = coco_content()
+    content["categories"].insert(0, {"id": 9, "name": "dog"})
+    del content["annotations"][1]
+    assert load(tmp_path, content, training=False).label_of == {44: 1, 0: 2}
+
+
 def test_a_category_that_is_used_and_no_class_is_refused_still(tmp_path):
     content = coco_content()
     content["categories"].append({"id": 9, "name": "background"})
