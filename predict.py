@@ -20,9 +20,10 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     parser = argparse.ArgumentParser(
         prog="predict.py", allow_abbrev=False, description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other flags are those of the configuration, see python train.py --help. The model's file knows its "
-               "classes,\nits image size and all else it was trained with; --img_width, --img_height and the thresholds "
-               "of a .ckpt may\nbe changed. The device is the best that is there, unless --device_target names one.")
+        epilog="All other flags are those of the configuration, see python train.py --help. The model's file knows "
+               "its classes,\nits image size and all else it was trained with; --img_width, --img_height and the "
+               "thresholds of a .ckpt may\nbe changed. The device is the best that is there, unless --device_target "
+               "names one.")
     parser.add_argument("--model", required=True, metavar="FILE", help="The detector: a .ckpt, .onnx or .mindir file.")
     parser.add_argument("--input", required=True, metavar="WHAT",
                         help="A picture; a video, told by its suffix; a folder, of which all pictures are taken but "

@@ -276,6 +276,8 @@ class Checkpoints:
         self.keep_max = config.keep_checkpoint_max
         self.notes = notes_of(config)
         self.written: list[Path] = []
+        if config.run_eval and not config.save_checkpoint:
+            LOGGER.warning("save_checkpoint is False: evaluations are shown, but no best checkpoint is kept")
         if self.active:
             remove_partial_files(self.folder)
             remove_partial_files(self.best_path.parent)

@@ -574,6 +574,13 @@ def test_nothing_is_written(config, rank, save):
     assert list(Path().rglob("*")) == []
 
 
+def test_that_no_best_is_kept_without_checkpoints_is_said_at_the_start(config, caplog):
+    Checkpoints(dataclasses.replace(config, run_eval=True, save_checkpoint=True), Device("CPU"))
+    assert not caplog.text
+    Checkpoints(dataclasses.replace(config, run_eval=True, save_checkpoint=False), Device("CPU"))
+    assert "no best checkpoint is kept" in caplog.text
+
+
 def test_best_is_replaced_by_better_only(config):
     checkpoints, network = Checkpoints(config, CPU), TinyDetector()
     best, path = 0.0, Path(config.save_checkpoint_path) / "best_ckpt" / "best.ckpt"

@@ -21,7 +21,7 @@ OWN_KEYS = {
     "frozen_stages": 1, "norm_eval": True, "stem_pool_pad": "same", "seed": 1, "milestones": [8, 11],
     "grad_clip_norm": 1.0, "test_nms_candidates": 2000, "log_interval": 1, "keep_old_run": False,
     "onnx_precision": "float32", "calibration_images": 64, "ignore_unknown": False,
-    "val_anno_path": "", "keep_old_run": False,
+    "val_anno_path": "",
     "skip_bad_images": False, "eval_output_path": "./", "draw_images": 0,
     "compile_cache_path": "~/.cache/mindspore_faster_rcnn",
 }
