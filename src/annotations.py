@@ -334,8 +334,15 @@ def read_coco(path: str | Path, image_root: str | Path, class_names: Sequence[st
         _log_remarks(content.remarks, path)
     else:
         remarks += content.remarks
-    return [_image_from_coco(image, rows_of[image["id"]], content.label_of, path, image_root)
-            for image in content.images]
+    annotations = [_image_from_coco(image, rows_of[image["id"]], content.label_of, path, image_root)
+                   for image in content.images]
+    name_of_path: dict[Path, str] = {}
+    for annotation in annotations:
+        other = name_of_path.setdefault(annotation.path, annotation.file_name)
+        if other != annotation.file_name:
+            raise UserError(f"{path}: {other!r} and {annotation.file_name!r} (id {annotation.image_id}) are the same "
+                            f"file {annotation.path}; every picture may occur once")
+    return annotations
 
 
 def _image_from_coco(image: dict, rows: list[dict], label_of: dict[int, int], path: Path,

@@ -214,6 +214,16 @@ def test_names_that_look_the_same_find_the_picture(tmp_path, on_disk, in_file):
     assert listed.path == tmp_path.resolve() / on_disk
 
 
+@pytest.mark.parametrize("other", ["./a.jpg", "sub/../a.jpg", ".\\a.jpg"])
+def test_one_picture_under_two_names_is_refused(tmp_path, other):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.jpg").touch()
+    content = coco_content()
+    content["images"][1]["file_name"] = other
+    with pytest.raises(UserError, match=r"\(id 3\) are the same file"):
+        annotations.read_coco(write(tmp_path / "anno.json", content), tmp_path, CLASSES)
+
+
 def test_the_name_as_written_goes_first(tmp_path):
     for name in (COMPOSED, SPLIT):
         (tmp_path / name).write_text(name)
