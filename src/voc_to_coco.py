@@ -325,8 +325,10 @@ def _coco_rows(image: VocImage, options: Options, summary: Summary) -> Iterator[
         crowd = item.is_difficult and options.difficult == "crowd"
         summary.boxes[item.name] += 1
         summary.num_crowd += crowd
-        yield {"category_id": options.class_names.index(item.name) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1],
+        row = {"category_id": options.class_names.index(item.name) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1],
                "area": (x2 - x1) * (y2 - y1), "iscrowd": int(crowd)}
+        # As CVAT's COCO files have it: whoever reads the file counts such boxes in a warning.
+        yield row | ({"attributes": {"rotation": item.rotation}} if item.rotation else {})
 
 
 # ---- the account -----------------------------------------------------------------------------------------

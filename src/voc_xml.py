@@ -46,11 +46,19 @@ _NO_CHARSETS = ("idna", "punycode", "raw-unicode-escape", "unicode-escape")
 
 @dataclass(frozen=True)
 class VocObject:
-    """One `<object>`: its class, (xmin, ymin, xmax, ymax) as written, and its `difficult` flag."""
+    """One `<object>`.
+
+    Attributes:
+        name (str): its class.
+        corners (tuple[float, float, float, float]): xmin, ymin, xmax, ymax as written.
+        is_difficult (bool): its `difficult` flag.
+        rotation (str): the angle that CVAT writes beside an upright box; "" for none.
+    """
 
     name: str
     corners: tuple[float, float, float, float]
     is_difficult: bool
+    rotation: str
 
 
 @dataclass(frozen=True)
@@ -443,7 +451,12 @@ def _read_object(element: ElementTree.Element, what: str) -> VocObject:
         raise UserError(f"{what} has no <name>")
     box = element.find("bndbox")
     corners = tuple(_number(box, key, f"<bndbox> of {what}") for key in ("xmin", "ymin", "xmax", "ymax"))
-    return VocObject(name, corners, element.findtext("difficult", "0").strip() == "1")
+    difficult = element.findtext("difficult", "").strip().lower()
+    if difficult not in ("", "0", "false", "1", "true"):
+        raise UserError(f"<difficult> of {what} is {difficult!r}; expected 0 or 1")
+    rotation = next((attribute.findtext("value", "") for attribute in element.iter("attribute")
+                     if attribute.findtext("name", "").strip() == "rotation"), "")
+    return VocObject(name, corners, difficult in ("1", "true"), rotation.strip())
 
 
 def _number(parent: ElementTree.Element | None, key: str, what: str) -> float:

@@ -327,3 +327,26 @@ def test_help_is_complete(capsys):
     for flag in ("--images", "--val_list", "--one_based", "--difficult", "--hard_links", "--seed", "--match",
                  "--encoding", "--keep_unlabelled"):
         assert flag in text
+
+
+def test_a_turned_rectangle_keeps_its_angle_for_the_warning_of_those_who_read_it(voc, tmp_path):
+    """CVAT's Pascal VOC export: an upright box, and the angle among the attributes."""
+    turned = xml_object().replace("</object>", "<attributes><attribute><name>rotation</name><value>60.0</value>"
+                                               "</attribute></attributes></object>")
+    add_xml(voc / "annotations" / "p1.xml", "p1.png", turned)
+    contents = convert(voc, tmp_path / "out")
+    rows = [row for content in contents.values() for row in content["annotations"] if "attributes" in row]
+    assert [row["attributes"] for row in rows] == [{"rotation": "60.0"}]
+
+
+@pytest.mark.parametrize(("text", "is_crowd"), [("0", 0), ("1", 1), ("True", 1), ("false", 0), ("", 0)])
+def test_difficult_is_read_in_every_plain_form(voc, tmp_path, text, is_crowd):
+    add_xml(voc / "annotations" / "p1.xml", "p1.png", xml_object(difficult=text))
+    row, = boxes_of(convert(voc, tmp_path / "out"), "p1.png")
+    assert row["iscrowd"] == is_crowd
+
+
+def test_another_difficult_is_refused_by_file(voc, tmp_path):
+    add_xml(voc / "annotations" / "p1.xml", "p1.png", xml_object(difficult="maybe"))
+    with pytest.raises(UserError, match=r"p1\.xml: <difficult> of object 1 is 'maybe'; expected 0 or 1"):
+        convert(voc, tmp_path / "out")
