@@ -22,10 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from src.evaluation import Evaluation
     from src.model_file import load_model
     from src.model_utils.config import describe, load_config
+    from src.model_utils.config_checks import check_model_flags
     from src.model_utils.device_adapter import job
     from src.runtime import init_device, with_available_device
 
     config = load_config(argv)
+    check_model_flags(config, "--checkpoint_path", "checkpoint_path")
     for line in describe(config):
         LOGGER.info(line)
     with job(config) as config:

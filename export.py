@@ -20,10 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_process()          # before anything imports MindSpore
     from src.exporter import export_detector, with_export_device
     from src.model_utils.config import describe, load_config
+    from src.model_utils.config_checks import check_model_flags
     from src.model_utils.device_adapter import job
     from src.runtime import init_device
 
     config = load_config(argv)
+    check_model_flags(config, "--ckpt_file", "ckpt_file", "file_name")
     for line in describe(config):
         LOGGER.info(line)
     with job(config) as config:

@@ -39,6 +39,11 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
                         help="The kind of file that lists the detections. (default: %(default)s)")
     parser.add_argument("--picture_format", choices=("jpg", "png"), default="jpg",
                         help="The format of drawn pictures; videos become MP4 without sound. (default: %(default)s)")
+    given = [argument.partition("=")[0] for argument in (sys.argv[1:] if argv is None else argv)
+             if argument.startswith("--")]
+    repeated = sorted({flag for flag in given if given.count(flag) > 1})
+    if repeated:
+        parser.error(f"{repeated[0]} is given twice; a folder or a pattern in quotes stands for several inputs")
     return parser.parse_known_args(argv)
 
 
@@ -56,12 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from src.files import check_writable
     from src.model_file import load_model
     from src.model_utils.config import load_config
+    from src.model_utils.config_checks import check_model_flags
     from src.model_utils.device_adapter import job
     from src.picture_sources import find_inputs, output_paths
     from src.prediction import Predictor
     from src.runtime import init_device, with_available_device
 
     config = load_config(flags)
+    check_model_flags(config, "--model")
     if config.enable_modelarts:         # job works in another folder; what is read lies in this one
         arguments.model, arguments.input = (str(Path(path).absolute()) for path in (arguments.model, arguments.input))
     with job(config) as config:

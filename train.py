@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the configuration says; see the README for the commands."""
     # MindSpore reads the environment when it is imported, so its users are imported after it is prepared.
     prepare_process()
-    from src.annotations import check_evaluation_list
+    from src.annotations import check_training_lists
     from src.convert_checkpoint import load_pretrained, pretrained_config
     from src.dataset import create_train_dataset, ensure_mindrecord
     from src.FasterRcnn import build_detector
@@ -31,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         LOGGER.info(line)
     with job(config) as config:
         check_start(config)
-        if config.run_eval:
-            check_evaluation_list(config)
+        check_training_lists(config)
         old_run = find_old_run(config)
         config = with_available_device(config)
         device = init_device(config)

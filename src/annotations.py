@@ -11,6 +11,7 @@ A line without boxes is a picture to learn background from. Empty lines are left
 """
 import logging
 import math
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -93,15 +94,22 @@ def annotation_file(config: Config, *, training: bool) -> Path:
     return path
 
 
-def check_evaluation_list(config: Config) -> None:
+def check_training_lists(config: Config) -> None:
     """Refuse to evaluate a training on the pictures that it learns from, unless these are named for it.
 
     Args:
-        config (Config): of a training with `run_eval`.
+        config (Config): of a training.
 
     Raises:
-        UserError: a TXT data set without `val_anno_path`.
+        UserError: `run_eval` for a TXT data set without `val_anno_path`; a flag that only evaluation reads, without
+            `run_eval`.
     """
+    if not config.run_eval:
+        unread = {"val_anno_path", *(["anno_path"] if config.dataset == "coco" else [])} & config.command_line
+        if unread:
+            raise UserError(f"--{min(unread)} names what is evaluated, and run_eval is False: training reads "
+                            f"{annotation_file(config, training=True)}. Leave it out, or add --run_eval=True")
+        return
     if config.dataset == "other" and not config.val_anno_path:
         raise UserError("run_eval needs a list of its own for dataset 'other', because anno_path is what is trained "
                         "on. Give the TXT file of the evaluation pictures, --val_anno_path=val.txt, or leave run_eval "
@@ -149,7 +157,7 @@ def find_below(root: Path, file_name: str) -> Path:
     """
     for name in _spellings(file_name):
         path = path_below(root, name)
-        if path.is_file():
+        if os.path.isfile(path):            # noqa: PTH113 - unlike Path's, False for a name that is too long
             return path
     return path_below(root, file_name)
 

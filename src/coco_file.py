@@ -188,6 +188,8 @@ def _match_categories(categories: list[dict], class_names: Sequence[str], path: 
     if not ignore_unknown and (only_file or (only_config and training)):
         near = {name: difflib.get_close_matches(name, only_config, n=1, cutoff=0.6) for name in only_file}
         hints = [f"{name!r} is perhaps {match[0]!r}" for name, match in near.items() if match]
+        if "background" in only_file:
+            hints.append("boxes of 'background' are no objects: remove them")
         raise UserError(f"{path} and coco_classes do not have the same classes. Only in the file: {only_file}. "
                         f"Only in coco_classes: {only_config}. {'; '.join(hints) + '. ' if hints else ''}"
                         "Change coco_classes (background comes first), or set ignore_unknown to True to leave "

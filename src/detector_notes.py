@@ -8,14 +8,14 @@ A default, of this program or of a configuration file, never contradicts.
 import dataclasses
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from src import __version__
-from src.model_utils.config import Config, RoiLayer, key_types
+from src.model_utils.config import Config, ConfigError, RoiLayer, key_types
 from src.model_utils.config_checks import BACKBONE_BLOCKS, shorten
 from src.model_utils.config_file import convert
 from src.model_utils.errors import UserError
@@ -58,17 +58,22 @@ class Use:
         keys (tuple[str, ...]): settings taken from its notes.
         by_flag (tuple[str, ...]): of these, those that a flag may change.
         by_file (tuple[str, ...]): of these, those that the user's configuration file may change.
+        strict (bool): a file that contradicts in the others is refused; else it gives way, with a line.
     """
 
     keys: tuple[str, ...]
     by_flag: tuple[str, ...] = ()
     by_file: tuple[str, ...] = ()
+    strict: bool = False
 
 
 INFERENCE = Use(NOTED_KEYS, by_flag=(*CANVAS_KEYS, *DETECTION_KEYS), by_file=DETECTION_KEYS)
+EXPORTED = Use(NOTED_KEYS)
 _CHOSEN_IN_TRAINING = (*CANVAS_KEYS, "keep_ratio", *PREDICTOR_KEYS)
-FINETUNING = Use((*NETWORK_KEYS, *_CHOSEN_IN_TRAINING), by_flag=_CHOSEN_IN_TRAINING, by_file=_CHOSEN_IN_TRAINING)
-BACKBONE = Use(BACKBONE_KEYS)
+# A training follows its recipe or does not start: what it learns would be something else than the file says.
+FINETUNING = Use((*NETWORK_KEYS, *_CHOSEN_IN_TRAINING), by_flag=_CHOSEN_IN_TRAINING, by_file=_CHOSEN_IN_TRAINING,
+                 strict=True)
+BACKBONE = Use(BACKBONE_KEYS, strict=True)
 
 
 def notes_of(config: Config) -> dict[str, str]:
@@ -92,13 +97,13 @@ def noted_settings(entries: Mapping[str, Any], path: str | Path) -> dict[str, An
     Raises:
         UserError: the notes are damaged, of a newer version, or of images that are normalised otherwise.
     """
-    if META_DETECTOR not in entries:
-        return _first_release(entries)
     try:
+        if META_DETECTOR not in entries:
+            return _first_release(entries)
         notes = json.loads(entries[META_DETECTOR])
         settings, writer = dict(notes["settings"]), notes["version"]
         facts = {key: notes[key] for key in _facts(settings["backbone"])}
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint {path}: its notes are damaged ({error!r}); copy or download it again") from error
     kinds = key_types()
     unknown = [key for key in settings if key not in kinds]
@@ -135,35 +140,39 @@ def with_notes(config: Config, entries: Mapping[str, Any], path: str | Path, use
     if missing:
         LOGGER.warning("%s does not note all settings of its training; these come from the configuration, and must be "
                        "those: %s", path, ", ".join(f"{key} {_shown(getattr(config, key))}" for key in missing))
-    return settled(config, noted, f"checkpoint {path} was trained with", by_flag=use.by_flag, by_file=use.by_file)
+    return settled(config, noted, f"checkpoint {path} was trained with", use)
 
 
-def settled(config: Config, noted: Mapping[str, Any], source: str, *, by_flag: Collection[str] = (),
-            by_file: Collection[str] = ()) -> Config:
+def settled(config: Config, noted: Mapping[str, Any], source: str, use: Use) -> Config:
     """Bring together what a model's file notes and what the user has set.
 
     Args:
         config (Config): of the run.
         noted (Mapping): key to value.
         source (str): for messages, such as "detector.ckpt was trained with".
-        by_flag (Collection[str]): keys that a flag may change.
-        by_file (Collection[str]): keys that the user's configuration file may change.
+        use (Use): says which values the user may change.
 
     Returns:
         Config: the noted values, and those of the user where they may differ.
 
     Raises:
-        UserError: a flag contradicts a value that may not be changed; names both.
+        UserError: a flag or a strict file contradicts a value that may not be changed; names both.
     """
     chosen, lines = dict(noted), []
+    by_file = config.file_keys & set(use.by_file)
+    if by_file & set(CANVAS_KEYS):          # one canvas, not the width of one and the height of another
+        by_file |= set(CANVAS_KEYS)
     for key, value in noted.items():
         own = getattr(config, key)
         if own == value:
             continue
-        if key in config.command_line and key not in by_flag:
+        if key in config.command_line and key not in use.by_flag:
             raise UserError(f"--{key} is {_shown(own)}, but {source} {_shown(value)}; leave --{key} out or use "
                             "another model")
-        if key in config.command_line or key in config.file_keys & set(by_file):
+        if key in config.file_keys and key not in by_file and use.strict:
+            raise UserError(f"{key} in {config.config_path} is {_shown(own)}, but {source} {_shown(value)}; change the "
+                            "file or use another model")
+        if key in config.command_line or key in by_file:
             chosen[key] = own
             lines.append(f"{key} is {_shown(own)}, as you set it; {source} {_shown(value)}")
         elif key in config.file_keys:
@@ -176,7 +185,11 @@ def settled(config: Config, noted: Mapping[str, Any], source: str, *, by_flag: C
              if getattr(config, key) != value and key not in config.file_keys | {"num_classes", "rpn_nms_post"}]
     if quiet:
         LOGGER.info("%s %s: taken from there", source, ", ".join(quiet))
-    return dataclasses.replace(config, **chosen)
+    try:
+        return dataclasses.replace(config, **chosen)
+    except ConfigError as error:
+        raise UserError(f"{error} Other values come from the model: {source} "
+                        + ", ".join(f"{key} {_shown(value)}" for key, value in noted.items())) from error
 
 
 def _facts(backbone: str) -> dict[str, Any]:
@@ -188,6 +201,7 @@ def _facts(backbone: str) -> dict[str, Any]:
 def _first_release(entries: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if backbone := entries.get(META_BACKBONE):
+        BACKBONE_BLOCKS[backbone]           # a KeyError for a name that nobody has given
         settings["backbone"] = backbone
     if noted := entries.get(META_CLASSES):
         # The very first files hold the names between commas.

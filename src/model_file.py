@@ -18,7 +18,7 @@ from mindspore import nn
 
 from src.compile_cache import compile_once
 from src.convert_checkpoint import load_detector, noted_config
-from src.detector_notes import noted_settings, settled
+from src.detector_notes import EXPORTED, noted_settings, settled
 from src.FasterRcnn import build_detector
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError, first_line
@@ -100,7 +100,7 @@ class ModelInfo:
                   "img_width": self.canvas.width, "img_height": self.canvas.height,
                   "keep_ratio": self.canvas.keep_ratio, "backbone": self.backbone,
                   "test_score_thr": self.score_thr, "test_iou_thr": self.iou_thr, "test_max_per_img": self.max_per_img}
-        return settled(config, {**(settings or {}), **stated}, "the model was exported with")
+        return settled(config, {**(settings or {}), **stated}, "the model was exported with", EXPORTED)
 
 
 @dataclass(frozen=True)
@@ -210,10 +210,11 @@ def _load_checkpoint(path: Path, config: Config) -> Model:
     return network_model(load_detector(build_detector(config), path), config, path)
 
 
-def _exported(notes: Mapping[str, str], path: Path, config: Config) -> tuple[ModelInfo, Config]:
-    """What an exported file says of itself, and the configuration with it."""
+def _exported(notes: Mapping[str, str], path: Path, config: Config,
+              seen: Mapping[str, Any] | None = None) -> tuple[ModelInfo, Config]:
+    """What an exported file says of itself and what is seen in its graph, and the configuration with it."""
     info = ModelInfo.from_notes(notes, path)
-    return info, info.configuration(config, noted_settings(notes, path))
+    return info, info.configuration(config, noted_settings(notes, path) | (seen or {}))
 
 
 # ---- ONNX ----------------------------------------------------------------------------------------------------
@@ -278,6 +279,6 @@ def _load_mindir(path: Path, config: Config) -> Model:
         cell = nn.GraphCell(ms.load(str(path)))
     except (DecodeError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged or no MINDIR file: {first_line(error)}") from error
-    info, config = _exported(content.user_info, path, config)
     batch_size = content.graph.input[0].tensor[0].dims[0]
+    info, config = _exported(content.user_info, path, config, {"test_batch_size": batch_size})
     return Model(path, info, batch_size, cell_runner(cell), config)

@@ -115,6 +115,9 @@ def check_start(config) -> None:
     Raises:
         UserError: no weights are given, but layers or batch-norm statistics would stay as they are.
     """
+    if config.finetune and not config.pre_trained:
+        raise UserError("finetune is True, but pre_trained is empty: name the detector to start from, "
+                        "--pre_trained=DETECTOR.ckpt, or leave finetune out")
     if config.pre_trained or (config.frozen_stages < 0 and not config.norm_eval):
         return
     raise UserError(f"--pre_trained is empty, but frozen_stages={config.frozen_stages} and "

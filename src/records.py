@@ -3,8 +3,8 @@
 Each set of records lies in a folder of its own in `mindrecord_dir`, named after what it holds: `train-` or `eval-` and
 a digest of annotations, picture folder, classes, and size and time of every picture. So two programs may work in the
 same place, and a set never stands for other pictures. Beside the records lies `manifest.json`: what they were made
-from, their sizes, and what was left out. A set is written in `.train.unfinished` or `.eval.unfinished` and renamed
-when it is whole; killed at any moment, the next run finds a whole set or makes one.
+from, their sizes, and what was left out. A set is written in a hidden folder and renamed when it is whole;
+killed at any moment, the next run finds a whole set or makes one.
 
 When a set is made, those of its kind that it replaces are removed: of the same annotation file and picture folder,
 those whose annotation file is gone, and that of the first release; not while a program uses them.
@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,14 @@ import numpy as np
 from mindspore.mindrecord import FileWriter
 from tqdm import tqdm
 
-from src.annotations import ImageAnnotation, annotation_file, box_faults, image_folder, load_annotations
+from src.annotations import (
+    ImageAnnotation,
+    annotation_file,
+    box_faults,
+    find_below,
+    image_folder,
+    load_annotations,
+)
 from src.coco_file import MAX_LISTED, count_of, listed
 from src.files import open_to_others, write_json
 from src.model_utils.config import Config
@@ -131,7 +138,7 @@ class RecordSets:
     @property
     def unfinished(self) -> Path:
         """The folder where the records are written first."""
-        return self.folder / f".{self.kind}.unfinished"
+        return self.folder / f".{self.kind}-{os.getuid()}.unfinished"
 
     def find(self) -> Path | None:
         """The folder of a whole set that holds the pictures as they are now."""
@@ -199,12 +206,16 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _states(root: Path, names: Sequence[str]) -> dict[str, list[int] | None]:
-    """Size in bytes and time of change in ns of pictures, by their paths below the folder; None where there is none."""
+def _states(root: Path, file_names: Iterable[str]) -> dict[str, list[int] | None]:
+    """Size in bytes and time of change in ns of pictures, by the names that the annotation file gives them.
+
+    Of a link those of the picture that it leads to; None where there is none.
+    """
     states: dict[str, list[int] | None] = {}
-    for name in names:
+    for name in file_names:
+        path = root / name                                    # resolving a hundred thousand paths takes seconds
         try:
-            state = os.stat(root / name)                      # noqa: PTH116 - a hundred thousand of them
+            state = os.stat(path if os.path.isfile(path) else find_below(root, name))      # noqa: PTH113, PTH116
             states[name] = [state.st_size, state.st_mtime_ns]
         except OSError:
             states[name] = None
@@ -212,16 +223,17 @@ def _states(root: Path, names: Sequence[str]) -> dict[str, list[int] | None]:
 
 
 def _read_manifest(place: Path) -> dict[str, Any]:
-    """The manifest of a set, or an empty one where it is missing or damaged."""
+    """The manifest of a set, or an empty one where it is missing, damaged or of another version."""
     try:
         manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = manifest["source"]["format_version"] == FORMAT_VERSION and ConversionReport(**manifest["report"])
+        return manifest if known and {"pictures", "files"} <= set(manifest) else {}
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
-    return manifest if isinstance(manifest, dict) and {"source", "pictures", "files", "report"} <= set(manifest) else {}
 
 
 def _file_size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+    return path.stat().st_size if os.path.isfile(path) else None      # noqa: PTH113 - False for a name too long
 
 
 # ---- several processes -----------------------------------------------------------------------------------
@@ -293,6 +305,17 @@ def _not_writable(folder: Path, error: OSError) -> UserError:
                      "--mindrecord_dir")
 
 
+def _is_gone(path: Path) -> bool:
+    """Whether there is no such file; one in a folder that may not be looked into is not gone."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _remove_replaced(sets: RecordSets, made: Path) -> None:
     """Remove the sets that nothing needs any more; see the module's docstring for the rule."""
     removed = []
@@ -301,14 +324,14 @@ def _remove_replaced(sets: RecordSets, made: Path) -> None:
         if place == made or source is None:
             continue
         same = all(source[key] == sets.source[key] for key in ("annotation_file", "image_folder"))
-        if not same and Path(source["annotation_file"]).is_file():
+        if not same and not _is_gone(Path(source["annotation_file"])):
             continue
-        with contextlib.suppress(FileNotFoundError), _lock(place / MANIFEST, fcntl.LOCK_EX) as is_free:
+        with contextlib.suppress(OSError), _lock(place / MANIFEST, fcntl.LOCK_EX) as is_free:
             if is_free:
-                shutil.rmtree(place, ignore_errors=True)
-                removed.append(place.name)
+                shutil.rmtree(place, ignore_errors=True)      # another user's may stay
+                removed += [] if place.exists() else [place.name]
     first_release = sets.folder / f"{sets.name}.json"
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         for name in json.loads(first_release.read_text(encoding="utf-8"))["files"]:
             (sets.folder / Path(name).name).unlink(missing_ok=True)
         first_release.unlink()
@@ -325,7 +348,7 @@ def _convert(config: Config, sets: RecordSets) -> Path:
     report = ConversionReport()
     annotations = load_annotations(config, training=sets.kind == "train", remarks=report.remarks)
     root = Path(sets.source["image_folder"])
-    pictures = _states(root, [str(annotation.path.relative_to(root)) for annotation in annotations])
+    pictures = _states(root, [annotation.file_name for annotation in annotations])
     annotations, sizes = _existing_pictures(annotations, report, sets.tolerant)
     _check_free_space(sets.folder, sum(sizes))
     shutil.rmtree(sets.unfinished, ignore_errors=True)        # a killed run left it
@@ -475,7 +498,8 @@ def _log_report(sets: RecordSets, place: Path, report: ConversionReport, num_gts
     for remark in (*report.remarks, *_doubts(report)):
         LOGGER.warning("%s: %s", sets.source["annotation_file"], remark)
     if report.dropped:
-        kept = "" if training else "; the ground truth of a COCO file still has them"
+        is_coco_truth = not training and sets.source["dataset"] == "coco"
+        kept = "; the ground truth of a COCO file still has them" if is_coco_truth else ""
         LOGGER.warning("%s that cannot be used (all are listed in %s)%s: %s",
                        count_of(len(report.dropped), "box", "boxes"), manifest, kept, listed(report.dropped))
     if report.skipped:
@@ -493,7 +517,7 @@ def _doubts(report: ConversionReport) -> Iterator[str]:
     """Sentences about boxes that look as if they were meant otherwise."""
     total = report.num_boxes + report.num_crowd + len(report.dropped)
     num_flat = sum(text.endswith("(no area)") for text in report.dropped)
-    if total and report.longest_side <= 1:
+    if total and 0 < report.longest_side <= 1:
         yield (f"no box is wider or higher than 1 pixel (the longest side is {report.longest_side:g}): are they "
                "fractions of the picture's width and height? Expected are pixels")
     elif report.num_clipped > SUSPICIOUS_SHARE * total:

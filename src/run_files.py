@@ -109,22 +109,28 @@ def hold(log: IO) -> None:
     """Tell other starts in this folder that the run is going on, until the loss log is closed.
 
     Args:
-        log (IO): the open loss log.
+        log (IO): the open loss log, nothing written yet.
+
+    Raises:
+        UserError: a run that was started at the same time has been faster.
     """
-    with contextlib.suppress(OSError):      # there are file systems without locks
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _lock(log, fcntl.LOCK_EX)
 
 
 def _check_ended(logs: Iterable[Path]) -> None:
     for path in logs:
-        try:
-            with path.open("rb") as log:
-                fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another training is still going on here and writes {path.absolute()}. Wait for it or "
-                            "stop it, or train in another folder") from error
-        except OSError:     # no locks, or no permission: what cannot be written is said by name later
-            continue
+        with contextlib.suppress(PermissionError), path.open("rb") as log:      # said by name when it is written
+            _lock(log, fcntl.LOCK_SH)
+
+
+def _lock(log: IO, mode: int) -> None:
+    try:
+        fcntl.flock(log, mode | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another training is still going on here and writes {Path(log.name).absolute()}. Wait for it "
+                        "or stop it, or train in another folder") from error
+    except OSError:     # there are file systems without locks
+        return
 
 
 def _checkpoint_names(folder: Path) -> list[str]:
@@ -158,5 +164,5 @@ def _refusal(checkpoints: dict[Path, list[str]], number: int) -> str:
     kept = [str(_numbered(folder, number)) for folder in checkpoints]
     return (f"an earlier run has left checkpoints where this one would write its own: {' and '.join(found)}. Nothing "
             f"has been changed. To start anew, add --keep_old_run=True, which keeps the earlier run as "
-            f"{' and '.join(kept)} (loss log and summary get the same number), train in another folder, or give "
-            f"another --save_checkpoint_path")
+            f"{' and '.join(kept)} (the loss log and summary that lie there get the same number), train in another "
+            f"folder, or give another --save_checkpoint_path")

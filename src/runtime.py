@@ -154,6 +154,10 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     except UserError as error:
         LOGGER.error(error)
         return 1
+    except PermissionError as error:
+        LOGGER.error("%s: %s. Give this user the right to read and write there, or name another place",
+                     error.filename, error.strerror)
+        return 1
     except KeyboardInterrupt:
         LOGGER.error("stopped by Ctrl-C")
         return 130

@@ -70,6 +70,9 @@ class Summary:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the arguments and convert; returns the exit code 0."""
     arguments = _parser().parse_args(argv)
+    if arguments.images.resolve() in (arguments.output.resolve(), *arguments.output.resolve().parents):
+        raise UserError(f"--output={arguments.output} lies in the folder of the images, where a second conversion "
+                        "would find copies of them; give another folder")
     read_options = ReadOptions(arguments.match, arguments.encoding, arguments.keep_unlabelled)
     data = read_voc(arguments.annotations, arguments.images, read_options)
     class_names = _class_names(arguments.classes, data.images)
@@ -328,7 +331,8 @@ def _coco_rows(image: VocImage, options: Options, summary: Summary) -> Iterator[
         row = {"category_id": options.class_names.index(item.name) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1],
                "area": (x2 - x1) * (y2 - y1), "iscrowd": int(crowd)}
         # As CVAT's COCO files have it: whoever reads the file counts such boxes in a warning.
-        yield row | ({"attributes": {"rotation": item.rotation}} if item.rotation else {})
+        yield (row | ({"attributes": {"rotation": item.rotation}} if item.rotation else {})
+               | ({"ignore": 1} if item.is_ignored else {}))
 
 
 # ---- the account -----------------------------------------------------------------------------------------
@@ -359,9 +363,11 @@ def log_account(data: VocData, subsets: dict[str, list[VocImage]], options: Read
                    (unlisted, "left out without one (in neither list)", False),
                    (len(data.left_out), f"left out without one ({listed(data.left_out)}; --keep_unlabelled keeps them "
                                         "as background)", False)]
-    LOGGER.log(logging.WARNING if unlisted_xml or unlisted or data.left_out else logging.INFO, "%s: %s; %s: %s",
-               count_of(num_xml, "XML file"), _joined(xml_parts),
-               count_of(len(data.images) + len(data.left_out), "image"), _joined(image_parts))
+    others = [(len(data.others), f"of other kinds, left out: {listed(data.others)}", False)]
+    incomplete = unlisted_xml or unlisted or data.left_out
+    LOGGER.log(logging.WARNING if incomplete else logging.INFO, "%s: %s; %s: %s%s", count_of(num_xml, "XML file"),
+               _joined(xml_parts), count_of(len(data.images) + len(data.left_out), "image"), _joined(image_parts),
+               _joined(others, "; files: {}"))
 
 
 def _found(images: Sequence[VocImage], how: str) -> int:

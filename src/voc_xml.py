@@ -52,12 +52,14 @@ class VocObject:
         name (str): its class.
         corners (tuple[float, float, float, float]): xmin, ymin, xmax, ymax as written.
         is_difficult (bool): its `difficult` flag.
+        is_ignored (bool): its `ignore` flag, neither to be learnt nor scored.
         rotation (str): the angle that CVAT writes beside an upright box; "" for none.
     """
 
     name: str
     corners: tuple[float, float, float, float]
     is_difficult: bool
+    is_ignored: bool
     rotation: str
 
 
@@ -107,10 +109,11 @@ STRICT = ReadOptions()
 
 @dataclass(frozen=True)
 class VocData:
-    """All images read, those with an XML file first, and the `file_name` of every image that was left out."""
+    """All images read, those with an XML file first, and by name what is left out: images, and files of other kinds."""
 
     images: list[VocImage]
     left_out: list[str]
+    others: list[str]
 
 
 # ---- folders ---------------------------------------------------------------------------------------------
@@ -163,7 +166,9 @@ def read_voc(annotation_dir: str | Path, image_dir: str | Path, options: ReadOpt
         except UserError as error:
             faults.append(f"{image_dir / file_name}: {error}")
     _refuse_faulty(faults)
-    return VocData(images, [] if options.keep_unlabelled else unlabelled)
+    used = {image.file_name for image in images}
+    others = [name for name in folder.names if _suffix(name) not in PICTURE_SUFFIXES and name not in used]
+    return VocData(images, [] if options.keep_unlabelled else unlabelled, others)
 
 
 def _refuse_faulty(faults: list[str]) -> None:
@@ -216,11 +221,11 @@ class ImageFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self._names = [name for name in _files_below(self.root) if _suffix(name) != ".xml"]
-        self._spelled = set(self._names)
+        self.names = [name for name in _files_below(self.root) if _suffix(name) != ".xml"]
+        self._spelled = set(self.names)
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
-        for name in self._names:
+        for name in self.names:
             self._by_name[nfc(name)].append(name)
             if _suffix(name) in PICTURE_SUFFIXES:
                 self._by_stem[nfc(_without_suffix(name))].append(name)
@@ -228,7 +233,7 @@ class ImageFolder:
     def images(self) -> dict[Path, str]:
         """Resolved path and listed name of every image, told by its suffix; one that links lead to comes once."""
         paths: dict[Path, str] = {}
-        for name in self._names:
+        for name in self.names:
             if _suffix(name) in PICTURE_SUFFIXES:
                 paths.setdefault((self.root / name).resolve(), name)
         return paths
@@ -450,13 +455,23 @@ def _read_object(element: ElementTree.Element, what: str) -> VocObject:
     if not name:
         raise UserError(f"{what} has no <name>")
     box = element.find("bndbox")
+    if box is None:
+        others = [key for key in ("polygon", "robndbox", "mask") if element.find(key) is not None]
+        raise UserError(f"{what} has no <bndbox>{f' but a <{others[0]}>, which is not converted' if others else ''}")
     corners = tuple(_number(box, key, f"<bndbox> of {what}") for key in ("xmin", "ymin", "xmax", "ymax"))
-    difficult = element.findtext("difficult", "").strip().lower()
-    if difficult not in ("", "0", "false", "1", "true"):
-        raise UserError(f"<difficult> of {what} is {difficult!r}; expected 0 or 1")
+    if name == "background":
+        raise UserError(f"{what} is of the class 'background', which stands for what is no object: remove it or give "
+                        "it another name")
     rotation = next((attribute.findtext("value", "") for attribute in element.iter("attribute")
                      if attribute.findtext("name", "").strip() == "rotation"), "")
-    return VocObject(name, corners, difficult in ("1", "true"), rotation.strip())
+    return VocObject(name, corners, _flag(element, "difficult", what), _flag(element, "ignore", what), rotation.strip())
+
+
+def _flag(element: ElementTree.Element, key: str, what: str) -> bool:
+    text = element.findtext(key, "").strip().lower()
+    if text not in ("", "0", "false", "1", "true"):
+        raise UserError(f"<{key}> of {what} is {text!r}; expected 0 or 1")
+    return text in ("1", "true")
 
 
 def _number(parent: ElementTree.Element | None, key: str, what: str) -> float:

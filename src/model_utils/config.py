@@ -352,7 +352,8 @@ class Config(*GROUPS):
     Args:
         config_path (str): the file that the values come from.
         command_line (frozenset[str]): the keys given as flags; all others come from files.
-        file_keys (frozenset[str]): the keys that the user's own file sets to something else than the shipped files.
+        file_keys (frozenset[str]): the keys that the user's own file sets: all that stand in a file which holds only
+            what it changes; in a copy of a shipped file those with another value than there.
 
     Raises:
         ConfigError: a value is out of range or contradicts another one.
@@ -424,8 +425,10 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
 
     values: dict[str, Any] = {}
     for layer in layers:
-        shipped, values = values, values | _convert_layer(layer)
-    file_keys = {key for key, value in values.items() if value != shipped.get(key)} if config_path else set()
+        own, shipped = _convert_layer(layer), values
+        values = values | own
+    is_copy = len(own) > len(values) / 2
+    file_keys = {key for key, value in own.items() if not is_copy or value != shipped.get(key)} if config_path else ()
     missing = [key for key in key_types() if key not in values]
     if missing:
         raise ConfigError(f"{layers[0].path}: lacks the keys {', '.join(missing)}; "

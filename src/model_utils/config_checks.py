@@ -153,6 +153,26 @@ def check_backbone(config: Config) -> None:
                       f"backbone that fits, or use --config_path={BACKBONE_FILES[config.backbone]}")
 
 
+# Keys that name a model, and the program that reads each.
+MODEL_KEYS = {"checkpoint_path": "eval.py", "ckpt_file": "export.py", "file_name": "eval_onnx.py",
+              "pre_trained": "train.py"}
+
+
+def check_model_flags(config: Config, name: str, *keys: str) -> None:
+    """Refuse a flag that names a model for another program: it would be read and ignored.
+
+    Args:
+        config (Config): of the run.
+        name (str): how this program is given its model, such as "--checkpoint_path".
+        keys (str): those of MODEL_KEYS that it reads.
+
+    Raises:
+        ConfigError: naming both flags.
+    """
+    for key in sorted((MODEL_KEYS.keys() - set(keys)) & config.command_line):
+        raise ConfigError(f"--{key} names a model for {MODEL_KEYS[key]}; here it is given by {name}.")
+
+
 def refusal(config: Config, key: str, expected: str) -> ConfigError:
     """Build the error for one key: its value, where that came from, and what was expected."""
     value = getattr(config, key)

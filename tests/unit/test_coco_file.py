@@ -250,9 +250,9 @@ def txt_config(tmp_path, *flags):
 
 def test_a_txt_training_is_not_evaluated_on_its_own_list(tmp_path, caplog):
     with pytest.raises(UserError, match="--val_anno_path=val.txt"):
-        annotations.check_evaluation_list(txt_config(tmp_path))
-    config = txt_config(tmp_path, f"--val_anno_path={tmp_path / 'val.txt'}")
-    annotations.check_evaluation_list(config)
+        annotations.check_training_lists(txt_config(tmp_path, "--run_eval=True"))
+    config = txt_config(tmp_path, f"--val_anno_path={tmp_path / 'val.txt'}", "--run_eval=True")
+    annotations.check_training_lists(config)
     assert annotations.annotation_file(config, training=True).name == "train.txt"
     assert annotations.annotation_file(config, training=False).name == "val.txt"
     assert annotations.load_annotations(config, training=False)[0].file_name == "b.jpg"
@@ -260,8 +260,18 @@ def test_a_txt_training_is_not_evaluated_on_its_own_list(tmp_path, caplog):
 
 
 def test_the_training_list_as_evaluation_list_is_taken_with_a_warning(tmp_path, caplog):
-    annotations.check_evaluation_list(txt_config(tmp_path, f"--val_anno_path={tmp_path / 'train.txt'}"))
+    config = txt_config(tmp_path, f"--val_anno_path={tmp_path / 'train.txt'}", "--run_eval=True")
+    annotations.check_training_lists(config)
     assert "scores the pictures that are trained on" in caplog.text
+
+
+def test_a_training_that_does_not_evaluate_refuses_an_evaluation_list(tmp_path):
+    with pytest.raises(UserError, match="--val_anno_path names what is evaluated, and run_eval is False"):
+        annotations.check_training_lists(txt_config(tmp_path, f"--val_anno_path={tmp_path / 'val.txt'}"))
+    with pytest.raises(UserError, match="--anno_path names what is evaluated.* training reads .*instances_train2017"):
+        annotations.check_training_lists(coco_config(tmp_path, coco_content(), "--anno_path=mine.json"))
+    annotations.check_training_lists(txt_config(tmp_path))
+    annotations.check_training_lists(coco_config(tmp_path, coco_content()))
 
 
 def test_a_txt_evaluation_alone_takes_either_key(tmp_path):

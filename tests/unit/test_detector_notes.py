@@ -138,10 +138,17 @@ def test_notes_of_the_first_release_give_backbone_and_classes(caplog):
     assert "img_width 1280" in caplog.text and "coco_classes" not in caplog.text
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"version": "1", "settings": {}}', "null"])
-def test_damaged_notes_are_refused_by_file(text):
+@pytest.mark.parametrize("entries", [
+    *({META_DETECTOR: text} for text in ("{", "[]", "{}", '{"version": "1", "settings": {}}', "null")),
+    {"meta_backbone": "resnet99"}, {"meta_classes": "[broken"}, {"meta_classes": 3}])
+def test_damaged_notes_are_refused_by_file(entries):
     with pytest.raises(UserError, match=r"a\.ckpt: its notes are damaged"):
-        noted_settings({META_DETECTOR: text}, "a.ckpt")
+        noted_settings(entries, "a.ckpt")
+
+
+def test_values_that_do_not_go_together_name_the_file_they_come_from():
+    with pytest.raises(UserError, match="test_nms_candidates.*Other values come from the model: checkpoint a.ckpt was"):
+        with_notes(load_config(["--test_nms_candidates=200"]), trained_notes("--test_max_per_img=300"), "a.ckpt")
 
 
 def changed_notes(change):
@@ -214,6 +221,33 @@ def test_a_backbone_brings_only_its_own_settings(checkpoint, tmp_path):
 def test_no_checkpoint_leaves_the_configuration_alone():
     config = load_config(["--pre_trained="])
     assert pretrained_config(config) is config
+
+
+@pytest.mark.parametrize("text, key", [("backbone: resnet_v1_101", "backbone"), ("backbone: resnet_v1_50", "backbone"),
+                                       ("anchor_scales: [8]", "anchor_scales")])
+@pytest.mark.parametrize("finetune", [True, False])
+def test_a_recipe_that_contradicts_is_not_trained_as_something_else(checkpoint, config_file, text, key, finetune):
+    """Also where it states what happens to be the default; a backbone alone knows no anchors."""
+    config = load_config([config_file(text), f"--pre_trained={checkpoint}", f"--finetune={finetune}"])
+    if key == "anchor_scales" and not finetune:
+        assert pretrained_config(config).anchor_scales == (8.0,)
+        return
+    with pytest.raises(UserError, match=rf"{key} in .*own\.yaml is .*, but checkpoint .* was trained with"):
+        pretrained_config(config)
+
+
+def test_the_shipped_file_of_another_depth_is_not_trained_as_this_one(checkpoint):
+    with pytest.raises(UserError, match="backbone in .*default_config_101.yaml is resnet_v1_101"):
+        pretrained_config(load_config(["--config_path=default_config_101.yaml", f"--pre_trained={checkpoint}"]))
+
+
+def test_a_recipe_gives_the_whole_canvas_of_a_finetuning(checkpoint, config_file):
+    """1344 x 768 is that of the file, whose height is the default, and not 1344 x 64."""
+    for text in ("img_width: 1344\nimg_height: 768\n", "img_width: 1344\n"):
+        config = pretrained_config(load_config([config_file(text), f"--pre_trained={checkpoint}", "--finetune=True"]))
+        assert (config.img_width, config.img_height) == (1344, 768)
+    config = pretrained_config(load_config([f"--pre_trained={checkpoint}", "--finetune=True"]))
+    assert (config.img_width, config.img_height) == (128, 64)
 
 
 def test_a_missing_checkpoint_is_named():

@@ -302,6 +302,55 @@ def test_a_picture_that_is_gone_is_missed(coco_root):
         ensure_mindrecord(config, training=True)
 
 
+def test_links_that_lead_elsewhere_make_new_records(tmp_path):
+    """The names in the annotation file are links, and two of them are exchanged."""
+    make_coco(tmp_path, "val2017", 2)
+    for name in ("000.png", "001.png"):
+        path = tmp_path / "val2017" / name
+        (tmp_path / "val2017" / "raw").mkdir(exist_ok=True)
+        path.rename(path.parent / "raw" / name)
+        path.symlink_to(path.parent / "raw" / name)
+    config = config_for(tmp_path)
+    ensure_mindrecord(config, training=False)
+    for name, other in (("000.png", "001.png"), ("001.png", "000.png")):
+        (tmp_path / "val2017" / name).unlink()
+        (tmp_path / "val2017" / name).symlink_to(tmp_path / "val2017" / "raw" / other)
+    rows = {int(row["image_id"]): row for row in rows_of(ensure_mindrecord(config, training=False))}
+    assert rows[100]["image"].tobytes() == (tmp_path / "val2017" / "raw" / "001.png").read_bytes()
+
+
+def test_the_exact_name_that_has_come_takes_the_place_of_another_spelling(tmp_path):
+    content = make_coco(tmp_path, "val2017", 1)
+    content["images"][0]["file_name"] = "sub\\000.png"
+    write_annotations(tmp_path, "val2017", content)
+    (tmp_path / "val2017" / "sub").mkdir()
+    (tmp_path / "val2017" / "000.png").rename(tmp_path / "val2017" / "sub" / "000.png")
+    config = config_for(tmp_path)
+    ensure_mindrecord(config, training=False)
+    repaint(tmp_path / "val2017" / "sub\\000.png")
+    row, = rows_of(ensure_mindrecord(config, training=False))
+    assert row["image"].tobytes() == (tmp_path / "val2017" / "sub\\000.png").read_bytes()
+
+
+def test_a_name_that_is_too_long_is_a_missing_picture(tmp_path):
+    content = make_coco(tmp_path, "val2017", 1)
+    content["images"][0]["file_name"] = "a" * 300 + ".png"
+    write_annotations(tmp_path, "val2017", content)
+    with pytest.raises(UserError, match="there is no such file"):
+        ensure_mindrecord(config_for(tmp_path), training=False)
+
+
+@pytest.mark.parametrize("content", [
+    "[]", "{}", '{"source": {}}', '{"source": {"format_version": 2}, "report": {"x": 1}}'])
+def test_odd_manifests_of_other_sets_are_no_obstacle(tmp_path, content):
+    make_coco(tmp_path, "val2017", 2)
+    for path in (tmp_path / "records" / "eval-other" / "manifest.json",
+                 tmp_path / "records" / "FasterRcnn_eval.mindrecord.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert len(image_ids(ensure_mindrecord(config_for(tmp_path), training=False))) == 2
+
+
 def test_a_skipped_picture_that_has_come_joins_in(coco_root):
     lost = coco_root / "train2017" / "003.png"
     data = lost.read_bytes()

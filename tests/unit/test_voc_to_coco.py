@@ -350,3 +350,21 @@ def test_another_difficult_is_refused_by_file(voc, tmp_path):
     add_xml(voc / "annotations" / "p1.xml", "p1.png", xml_object(difficult="maybe"))
     with pytest.raises(UserError, match=r"p1\.xml: <difficult> of object 1 is 'maybe'; expected 0 or 1"):
         convert(voc, tmp_path / "out")
+
+
+def test_objects_marked_ignore_keep_the_mark(voc, tmp_path):
+    add_xml(voc / "annotations" / "p1.xml", "p1.png", xml_object().replace("<bndbox>", "<ignore>1</ignore><bndbox>"))
+    row, = boxes_of(convert(voc, tmp_path / "out"), "p1.png")
+    assert row["ignore"] == 1                                  # whoever reads the file counts it as crowd
+
+
+def test_files_of_other_kinds_are_named_in_the_account(voc, tmp_path, caplog):
+    (voc / "images" / "clip.gif").write_bytes(b"GIF89a")
+    with caplog.at_level(logging.INFO):
+        convert(voc, tmp_path / "out")
+    assert "; files: 1 of other kinds, left out: clip.gif" in caplog.text
+
+
+def test_an_output_among_the_images_is_refused(voc):
+    with pytest.raises(UserError, match="lies in the folder of the images"):
+        convert(voc, voc / "images" / "out")

@@ -659,9 +659,10 @@ def test_describe_names_the_file_and_what_differs():
     ]
 
 
-def test_values_that_a_users_file_repeats_are_not_set_by_it(config_file):
-    """A copy of the shipped file states every key and changes what it changes."""
+def test_a_users_file_sets_what_it_states_and_a_copy_what_it_changes(config_file):
+    short = config_file("img_width: 1280\nbatch_size: 1\n")
+    assert load_config([f"--config_path={short}"]).file_keys == {"img_width", "batch_size"}
     copy = config_file((REPO_ROOT / "default_config.yaml").read_text().replace("img_width: 1280", "img_width: 640"))
     assert load_config([f"--config_path={copy}"]).file_keys == {"img_width"}
-    assert load_config(["--config_path=default_config_101.yaml"]).file_keys == frozenset()
+    assert load_config(["--config_path=default_config.yaml"]).file_keys == frozenset()
     assert load_config(["--img_width=640"]).file_keys == frozenset()
