@@ -115,3 +115,12 @@ def test_mistakes_end_with_one_message(folder, tmp_path, arguments, code, messag
     assert message in done.stdout.splitlines()[-1]
     assert "Traceback" not in done.stdout
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("flag, message", [
+    ("--input=b.jpg", "--input is given twice"),
+    ("--checkpoint_path=b.ckpt", "--checkpoint_path names a model for eval.py; here it is given by --model")])
+def test_a_flag_given_twice_and_a_model_for_another_program_are_refused(tmp_path, flag, message):
+    done = predict("--model=a.ckpt", "--input=a.jpg", flag, cwd=tmp_path)
+    assert done.returncode != 0 and message in done.stdout + (done.stderr or "")
+    assert "Traceback" not in done.stdout

@@ -130,6 +130,13 @@ def test_exit_code_is_what_main_returns(tmp_path, code):
     assert run_main(tmp_path, f"return {code}").returncode == code
 
 
+def test_a_missing_right_is_one_message_that_names_the_place(tmp_path):
+    done = run_main(tmp_path, "raise PermissionError(13, 'Permission denied', '/data/set.json')")
+    assert done.returncode == 1
+    assert "ERROR: /data/set.json: Permission denied. Give this user the right" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_mistake_of_the_user_is_one_message_and_code_1(tmp_path):
     done = run_main(tmp_path, "raise UserError('coco_root is /none: no such folder; give --coco_root')")
     assert done.returncode == 1
