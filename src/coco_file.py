@@ -107,7 +107,8 @@ def _checked_annotations(rows: list[dict], path: Path, remarks: list[str]) -> li
     counts: Counter[str] = Counter()
     checked = []
     for row in rows:
-        bbox_numbers(row, path)
+        _, _, width, height = bbox_numbers(row, path)
+        counts["no area"] += row.get("area") == 0 and width > 0 and height > 0
         fields = {key: _flag(row, key, path) for key in ("iscrowd", "ignore") if key in row}
         if fields.get("ignore"):
             counts["ignore"] += not fields.get("iscrowd")
@@ -123,6 +124,9 @@ def _checked_annotations(rows: list[dict], path: Path, remarks: list[str]) -> li
     if counts["ignore"]:
         remarks.append(f"{count_of(counts['ignore'], 'box', 'boxes')} marked \"ignore\" taken for crowd: neither "
                        "learnt nor scored")
+    if counts["no area"]:
+        remarks.append(f"{count_of(counts['no area'], 'box', 'boxes')} with area 0, but not in width and height: scored as "
+                       "small; leave area out to have width x height")
     if counts["rotated"]:
         remarks.append(f"{count_of(counts['rotated'], 'box', 'boxes')} with a rotation, which is not applied: the bbox "
                        "counts as it stands, and tools that turn a rectangle often leave it upright")

@@ -63,6 +63,13 @@ def test_other_areas_are_refused_by_annotation(tmp_path, training, value):
     refuse(tmp_path, content_with({"area": value}), message, training=training)
 
 
+def test_areas_of_0_that_the_boxes_do_not_have_are_counted(tmp_path):
+    """Some tools write 0 for "unknown"; every box is small then."""
+    remark, = load(tmp_path, content_with({"area": 0})).remarks
+    assert remark.startswith("1 box with area 0, but not in width and height")
+    assert load(tmp_path, content_with({"area": 0, "bbox": [5, 5, 0, 9]})).remarks == []
+
+
 def test_an_area_of_null_is_width_times_height_when_scored(tmp_path):
     """By which a box counts as small, medium or large: 40 x 40 is medium, 10.9 x 20 is small."""
     content = content_with({"bbox": [10, 10, 40, 40], "area": None})
