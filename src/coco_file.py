@@ -125,8 +125,8 @@ def _checked_annotations(rows: list[dict], path: Path, remarks: list[str]) -> li
         remarks.append(f"{count_of(counts['ignore'], 'box', 'boxes')} marked \"ignore\" taken for crowd: neither "
                        "learnt nor scored")
     if counts["no area"]:
-        remarks.append(f"{count_of(counts['no area'], 'box', 'boxes')} with area 0, but not in width and height: scored as "
-                       "small; leave area out to have width x height")
+        remarks.append(f"{count_of(counts['no area'], 'box', 'boxes')} with area 0, but not in width and height: "
+                       "scored as small; leave area out to have width x height")
     if counts["rotated"]:
         remarks.append(f"{count_of(counts['rotated'], 'box', 'boxes')} with a rotation, which is not applied: the bbox "
                        "counts as it stands, and tools that turn a rectangle often leave it upright")
