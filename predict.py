@@ -25,7 +25,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
                "thresholds of a .ckpt may\nbe changed. The device is the best that is there, unless --device_target "
                "names one.")
     parser.add_argument("--model", required=True, metavar="FILE", help="The detector: a .ckpt, .onnx or .mindir file.")
-    parser.add_argument("--input", required=True, metavar="WHAT",
+    parser.add_argument("--input", required=True, action="append", metavar="WHAT",
                         help="A picture; a video, told by its suffix; a folder, of which all pictures are taken but "
                              "not those of folders in it, nor videos; or a pattern in quotes, such as "
                              "'photos/**/*.jpg', of which all files are taken.")
@@ -39,12 +39,11 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
                         help="The kind of file that lists the detections. (default: %(default)s)")
     parser.add_argument("--picture_format", choices=("jpg", "png"), default="jpg",
                         help="The format of drawn pictures; videos become MP4 without sound. (default: %(default)s)")
-    given = [argument.partition("=")[0] for argument in (sys.argv[1:] if argv is None else argv)
-             if argument.startswith("--")]
-    repeated = sorted({flag for flag in given if given.count(flag) > 1})
-    if repeated:
-        parser.error(f"{repeated[0]} is given twice; a folder or a pattern in quotes stands for several inputs")
-    return parser.parse_known_args(argv)
+    arguments, flags = parser.parse_known_args(argv)
+    if len(arguments.input) > 1:
+        parser.error("--input is given twice; a folder or a pattern in quotes stands for several inputs")
+    arguments.input = arguments.input[0]
+    return arguments, flags
 
 
 def _score(text: str) -> float:

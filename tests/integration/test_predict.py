@@ -118,7 +118,7 @@ def test_mistakes_end_with_one_message(folder, tmp_path, arguments, code, messag
 
 
 @pytest.mark.parametrize("flag, message", [
-    ("--input=b.jpg", "--input is given twice"),
+    ("--input=b.jpg", "--input is given twice"),      # one of the two would be lost
     ("--checkpoint_path=b.ckpt", "--checkpoint_path names a model for eval.py; here it is given by --model")])
 def test_a_flag_given_twice_and_a_model_for_another_program_are_refused(tmp_path, flag, message):
     done = predict("--model=a.ckpt", "--input=a.jpg", flag, cwd=tmp_path)
