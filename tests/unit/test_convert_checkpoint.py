@@ -404,7 +404,8 @@ def test_other_kind_of_backbone(tmp_path, load):
 
 @LOADERS
 def test_file_without_a_note_of_its_backbone_loads(tmp_path, load):
-    load(Network(DETECTOR, "resnet_v1_50"), save(tmp_path / "a.ckpt", values_of(DETECTOR)))
+    network = Network(DETECTOR, "resnet_v1_50")
+    assert load(network, save(tmp_path / "a.ckpt", values_of(DETECTOR))) is network
 
 
 # ---- the command line
