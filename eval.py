@@ -7,6 +7,7 @@
 configuration file. Writes results.bbox.json and metrics.json to `eval_output_path`, and with `draw_images` so many
 pictures with their detections to `eval_output_path`/detections.
 """
+
 import logging
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ LOGGER = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit code 0."""
-    prepare_process()          # before anything imports MindSpore
+    prepare_process()  # before anything imports MindSpore
     from src.evaluation import Evaluation
     from src.model_file import load_model
     from src.model_utils.config import describe, load_config

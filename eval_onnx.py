@@ -5,6 +5,7 @@
 Classes and sizes come from the file; flags may repeat them but not contradict. The device is the one of the installed
 ONNX Runtime; with --device_target it is that or none.
 """
+
 import dataclasses
 import logging
 import sys
@@ -18,7 +19,7 @@ LOGGER = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit code 0."""
-    prepare_process()          # before anything imports MindSpore
+    prepare_process()  # before anything imports MindSpore
     from src.evaluation import Evaluation
     from src.model_file import load_model
     from src.model_utils.config import describe, load_config
@@ -31,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in describe(config):
         LOGGER.info(line)
     if not config.file_name.endswith(".onnx"):
-        raise UserError(f"file_name is {config.file_name}: expected an ONNX file, such as "
-                        "--file_name=faster_rcnn.onnx; checkpoints and MINDIR files are for eval.py")
+        raise UserError(
+            f"file_name is {config.file_name}: expected an ONNX file, such as "
+            "--file_name=faster_rcnn.onnx; checkpoints and MINDIR files are for eval.py"
+        )
     # For export.py it is a result, so job does not know that it is read here.
     config = dataclasses.replace(config, file_name=str(Path(config.file_name).absolute()))
     with job(config) as config:

@@ -6,6 +6,7 @@ MINDIR and AIR files hold the operators of `device_target`, an ONNX file is the 
 files take batches of `test_batch_size`, ONNX files any number of pictures. The file is loaded again and compared with
 the network before it takes its name.
 """
+
 import logging
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ LOGGER = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as the command line says; returns the exit code 0."""
-    prepare_process()          # before anything imports MindSpore
+    prepare_process()  # before anything imports MindSpore
     from src.exporter import export_detector, with_export_device
     from src.model_utils.config import describe, load_config
     from src.model_utils.config_checks import check_model_flags

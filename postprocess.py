@@ -5,6 +5,7 @@
 `--coco_classes` names the model's classes, as in training; without `--anno_path` the evaluation file below `coco_root`
 is taken. Writes results.bbox.json and metrics.json to `eval_output_path`.
 """
+
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ LOGGER = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score the files that the command line names; returns the exit code 0."""
-    prepare_process()          # before anything imports MindSpore
+    prepare_process()  # before anything imports MindSpore
     from src.annotations import category_ids, coco_ground_truth
     from src.files import check_writable
     from src.model_utils.config import describe, load_config
@@ -30,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with job(config) as config:
         output_dir = check_writable(config.eval_output_path)
         ground_truth = coco_ground_truth(config)
-        evaluator = CocoEvaluator(ground_truth, category_ids(config, ground_truth), dataset_name(config),
-                                  config.test_max_per_img)
+        evaluator = CocoEvaluator(
+            ground_truth, category_ids(config, ground_truth), dataset_name(config), config.test_max_per_img
+        )
         add_result_files(evaluator, config.result_path)
         evaluator.summarize(output_dir)
     return 0

@@ -1,9 +1,10 @@
 """Detect objects in pictures or videos: drawn copies, and every detection in a JSON or CSV file.
 
-    python predict.py --model=faster_rcnn.ckpt --input=photos --score_thr=0.5
-    python predict.py --model=faster_rcnn.onnx --input='photos/**/*.jpg' --results=csv
-    python predict.py --model=faster_rcnn.mindir --input=street.mp4
+python predict.py --model=faster_rcnn.ckpt --input=photos --score_thr=0.5
+python predict.py --model=faster_rcnn.onnx --input='photos/**/*.jpg' --results=csv
+python predict.py --model=faster_rcnn.mindir --input=street.mp4
 """
+
 import argparse
 import logging
 import sys
@@ -18,27 +19,52 @@ LOGGER = logging.getLogger(__name__)
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Split the command line into the flags of this program and those of the configuration."""
     parser = argparse.ArgumentParser(
-        prog="predict.py", allow_abbrev=False, description=__doc__,
+        prog="predict.py",
+        allow_abbrev=False,
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="All other flags are those of the configuration, see python train.py --help. The model's file knows "
-               "its classes,\nits image size and all else it was trained with; --img_width, --img_height and the "
-               "thresholds of a .ckpt may\nbe changed. The device is the best that is there, unless --device_target "
-               "names one.")
+        "its classes,\nits image size and all else it was trained with; --img_width, --img_height and the "
+        "thresholds of a .ckpt may\nbe changed. The device is the best that is there, unless --device_target "
+        "names one.",
+    )
     parser.add_argument("--model", required=True, metavar="FILE", help="The detector: a .ckpt, .onnx or .mindir file.")
-    parser.add_argument("--input", required=True, action="append", metavar="WHAT",
-                        help="A picture; a video, told by its suffix; a folder, of which all pictures are taken but "
-                             "not those of folders in it, nor videos; or a pattern in quotes, such as "
-                             "'photos/**/*.jpg', of which all files are taken.")
-    parser.add_argument("--output_dir", default="predictions", metavar="FOLDER",
-                        help="Where drawn copies and results go. It is made if it does not exist, files of the same "
-                             "names are replaced, and it may not hold the inputs. (default: %(default)s)")
-    parser.add_argument("--score_thr", type=_score, default=0.5, metavar="SCORE",
-                        help="Detections with a lower score are neither drawn nor listed. Below the threshold inside "
-                             "the model (test_score_thr, 0.05) it changes nothing. (default: %(default)s)")
-    parser.add_argument("--results", choices=("json", "csv"), default="json",
-                        help="The kind of file that lists the detections. (default: %(default)s)")
-    parser.add_argument("--picture_format", choices=("jpg", "png"), default="jpg",
-                        help="The format of drawn pictures; videos become MP4 without sound. (default: %(default)s)")
+    parser.add_argument(
+        "--input",
+        required=True,
+        action="append",
+        metavar="WHAT",
+        help="A picture; a video, told by its suffix; a folder, of which all pictures are taken but "
+        "not those of folders in it, nor videos; or a pattern in quotes, such as "
+        "'photos/**/*.jpg', of which all files are taken.",
+    )
+    parser.add_argument(
+        "--output_dir",
+        default="predictions",
+        metavar="FOLDER",
+        help="Where drawn copies and results go. It is made if it does not exist, files of the same "
+        "names are replaced, and it may not hold the inputs. (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--score_thr",
+        type=_score,
+        default=0.5,
+        metavar="SCORE",
+        help="Detections with a lower score are neither drawn nor listed. Below the threshold inside "
+        "the model (test_score_thr, 0.05) it changes nothing. (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--results",
+        choices=("json", "csv"),
+        default="json",
+        help="The kind of file that lists the detections. (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--picture_format",
+        choices=("jpg", "png"),
+        default="jpg",
+        help="The format of drawn pictures; videos become MP4 without sound. (default: %(default)s)",
+    )
     arguments, flags = parser.parse_known_args(argv)
     if len(arguments.input) > 1:
         parser.error("--input is given twice; a folder or a pattern in quotes stands for several inputs")
@@ -55,7 +81,7 @@ def _score(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Detect as the command line says; returns the exit code 0 when at least one picture could be read."""
-    prepare_process()          # before anything imports MindSpore
+    prepare_process()  # before anything imports MindSpore
     arguments, flags = parse_arguments(argv)
     from src.files import check_writable
     from src.model_file import load_model
@@ -68,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = load_config(flags)
     check_model_flags(config, "--model")
-    if config.enable_modelarts:         # job works in another folder; what is read lies in this one
+    if config.enable_modelarts:  # job works in another folder; what is read lies in this one
         arguments.model, arguments.input = (str(Path(path).absolute()) for path in (arguments.model, arguments.input))
     with job(config) as config:
         inputs, left_out = find_inputs(arguments.input)

@@ -3,6 +3,7 @@
 python train.py --config_path=default_config.yaml --device_target=CPU --coco_root=COCO --pre_trained=RESNET.ckpt
 python train.py --help
 """
+
 import logging
 import sys
 from collections.abc import Sequence
@@ -38,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = pretrained_config(config)
         network = load_pretrained(build_detector(config, device.rank), config.pre_trained, finetune=config.finetune)
         records = ensure_mindrecord(config, training=True, local_rank=device.local_rank)
-        dataset = create_train_dataset(config, records, rank=device.rank, num_shards=device.num_devices,
-                                       with_image_id=True)
+        dataset = create_train_dataset(
+            config, records, rank=device.rank, num_shards=device.num_devices, with_image_id=True
+        )
         evaluate = evaluation(config, network) if config.run_eval and device.rank == 0 else None
         old_run.set_aside(device)
         train(network, dataset, config, device, evaluate)

@@ -4,6 +4,7 @@ A contender is a function in a file of this folder: it takes its settings and re
 dictionary of notes. A run that returns a number has timed itself. The process that holds it is this file, run by the
 contender's own Python.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -47,10 +48,17 @@ class Worker:
     def __init__(self, contender: Contender, num_threads: int):
         threads = dict.fromkeys(THREAD_VARIABLES, str(num_threads))
         self.process = subprocess.Popen(
-            [contender.python, __file__, contender.function, json.dumps(contender.settings | {
-                "num_threads": num_threads})],
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=os.environ | threads | {"PYTHONPATH": str(FOLDER.parent)} | contender.environment)
+            [
+                contender.python,
+                __file__,
+                contender.function,
+                json.dumps(contender.settings | {"num_threads": num_threads}),
+            ],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | threads | {"PYTHONPATH": str(FOLDER.parent)} | contender.environment,
+        )
         self.name = contender.name
         self.notes = self._answer()
 
@@ -73,7 +81,7 @@ class Worker:
         # Libraries write to the standard output too; answers are the lines that begin with the mark.
         for line in self.process.stdout:
             if line.startswith(MARK):
-                return json.loads(line[len(MARK):])
+                return json.loads(line[len(MARK) :])
         raise SystemExit(f"the contender {self.name} has ended without an answer; its message stands above")
 
 
@@ -98,9 +106,17 @@ def compare(contenders: Sequence[Contender], turns: int, num_threads: int) -> li
     for index, worker in enumerate(workers):
         own = [turn[index] for turn in times]
         low, _, high = statistics.quantiles(own, n=4) if turns > 1 else own * 3
-        rows.append({"name": worker.name, "seconds": own, "median_s": statistics.median(own), "spread_s": high - low,
-                     "ratio": statistics.median(turn[0] / turn[index] for turn in times), "notes": worker.notes,
-                     "peak_bytes": worker.stop()})
+        rows.append(
+            {
+                "name": worker.name,
+                "seconds": own,
+                "median_s": statistics.median(own),
+                "spread_s": high - low,
+                "ratio": statistics.median(turn[0] / turn[index] for turn in times),
+                "notes": worker.notes,
+                "peak_bytes": worker.stop(),
+            }
+        )
     return rows
 
 

@@ -1,4 +1,5 @@
 """Inputs that this project and its peer are both measured with; numpy alone."""
+
 import json
 from pathlib import Path
 
@@ -21,8 +22,9 @@ def training_batch(height: int, width: int, batch_size: int) -> tuple[np.ndarray
 def pyramid(height: int, width: int, num_rois: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Features of four levels with 256 channels, and RoIs (N, 4) xyxy with sides from 16 to 600 pixels."""
     rng = np.random.default_rng(0)
-    levels = [rng.normal(size=(1, 256, height // stride, width // stride)).astype(np.float32)
-              for stride in LEVEL_STRIDES]
+    levels = [
+        rng.normal(size=(1, 256, height // stride, width // stride)).astype(np.float32) for stride in LEVEL_STRIDES
+    ]
     side = np.exp(rng.uniform(np.log(16), np.log(600), (num_rois, 2)))
     low = rng.uniform(0, 1, (num_rois, 2)) * (width, height)
     rois = np.concatenate((low, np.minimum(low + side, (width - 1, height - 1))), axis=1)

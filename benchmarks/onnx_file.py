@@ -1,4 +1,5 @@
 """What is measured of an exported ONNX file; see harness.py. Runs without MindSpore."""
+
 import json
 
 import numpy as np

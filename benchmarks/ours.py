@@ -1,4 +1,5 @@
 """What is measured of this project; see harness.py."""
+
 import os
 import subprocess
 import sys
@@ -32,8 +33,15 @@ ms.set_seed(1)
 def configuration(height: int, width: int, num_classes: int, batch_size: int = 1):
     """The default configuration on another canvas."""
     classes = ["background", *(f"class {number}" for number in range(1, num_classes))]
-    return load_config(["--device_target=CPU", f"--img_height={height}", f"--img_width={width}",
-                        f"--coco_classes={classes}", f"--batch_size={batch_size}"])
+    return load_config(
+        [
+            "--device_target=CPU",
+            f"--img_height={height}",
+            f"--img_width={width}",
+            f"--coco_classes={classes}",
+            f"--batch_size={batch_size}",
+        ]
+    )
 
 
 def train_step(height: int, width: int, batch_size: int, num_classes: int, num_threads: int):
@@ -44,9 +52,11 @@ def train_step(height: int, width: int, batch_size: int, num_classes: int, num_t
 
 def graph_compile(height: int, width: int, batch_size: int, num_classes: int, num_threads: int):
     """Compilation of that step, in a new process each time."""
-    code = (f"import time; from benchmarks.ours import _step_and_batch as make; "
-            f"step, batch = make({height}, {width}, {batch_size}, {num_classes}); start = time.perf_counter(); "
-            f"step.compile(*batch); print('seconds', time.perf_counter() - start)")
+    code = (
+        f"import time; from benchmarks.ours import _step_and_batch as make; "
+        f"step, batch = make({height}, {width}, {batch_size}, {num_classes}); start = time.perf_counter(); "
+        f"step.compile(*batch); print('seconds', time.perf_counter() - start)"
+    )
 
     def run():
         output = subprocess.run([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, check=True).stdout
@@ -59,13 +69,37 @@ def first_training_step(height: int, width: int, keep_graph: bool, num_threads: 
     """``python train.py`` on generated pictures: from the start of the process to the end of its first step."""
     folder = tempfile.TemporaryDirectory()
     data, program = Path(folder.name, "data"), str(Path("train.py").absolute())
-    subprocess.run([sys.executable, "-m", "src.sample_data", f"--output_dir={data}", "--num_train=20", "--num_val=1",
-                    f"--width={width}", f"--height={height}"], check=True, stdout=sys.stderr)
-    command = [sys.executable, program, "--device_target=CPU", f"--coco_root={data}", f"--img_width={width}",
-               f"--mindrecord_dir={folder.name}/records", f"--img_height={height}", "--batch_size=2",
-               "--coco_classes=['background','disc','square','star']", "--pre_trained=", "--frozen_stages=-1",
-               "--norm_eval=False", "--opt_type=adam", "--base_lr=0.0016",
-               f"--compile_cache_path={f'{folder.name}/graphs' if keep_graph else ''}"]
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "src.sample_data",
+            f"--output_dir={data}",
+            "--num_train=20",
+            "--num_val=1",
+            f"--width={width}",
+            f"--height={height}",
+        ],
+        check=True,
+        stdout=sys.stderr,
+    )
+    command = [
+        sys.executable,
+        program,
+        "--device_target=CPU",
+        f"--coco_root={data}",
+        f"--img_width={width}",
+        f"--mindrecord_dir={folder.name}/records",
+        f"--img_height={height}",
+        "--batch_size=2",
+        "--coco_classes=['background','disc','square','star']",
+        "--pre_trained=",
+        "--frozen_stages=-1",
+        "--norm_eval=False",
+        "--opt_type=adam",
+        "--base_lr=0.0016",
+        f"--compile_cache_path={f'{folder.name}/graphs' if keep_graph else ''}",
+    ]
 
     def run():
         start = time.perf_counter()
@@ -86,6 +120,7 @@ def _step_and_batch(height: int, width: int, batch_size: int, num_classes: int):
     from src.FasterRcnn import build_detector
     from src.network_define import build_step
     from src.runtime import Device
+
     config = configuration(height, width, num_classes, batch_size)
     detector = build_detector(config)
     step = build_step(detector, config, [1e-5] * 1000, Device("CPU"))
@@ -96,14 +131,20 @@ def _step_and_batch(height: int, width: int, batch_size: int, num_classes: int):
     padded_labels = np.full((batch_size, config.num_gts), -1, np.int32)
     padded_labels[:, :NUM_BOXES] = labels
     valid = padded_labels > 0
-    batch = (Tensor(image), Tensor([[height, width, 1.0]] * batch_size, mstype.float32), Tensor(padded),
-             Tensor(padded_labels), Tensor(valid))
+    batch = (
+        Tensor(image),
+        Tensor([[height, width, 1.0]] * batch_size, mstype.float32),
+        Tensor(padded),
+        Tensor(padded_labels),
+        Tensor(valid),
+    )
     return step, batch
 
 
 def inference(height: int, width: int, num_classes: int, num_threads: int):
     """Detections of one picture by MindSpore."""
     from src.FasterRcnn import build_detector
+
     detector = build_detector(configuration(height, width, num_classes))
     detector.set_train(False)
     image = Tensor(np.random.default_rng(0).normal(size=(1, 3, height, width)).astype(np.float32))
@@ -114,6 +155,7 @@ def inference(height: int, width: int, num_classes: int, num_threads: int):
 def roi_align(height: int, width: int, num_rois: int, backward: bool, native: bool, num_threads: int):
     """RoIAlign of a pyramid of one picture, perhaps with the gradient of the features for one of the pooled RoIs."""
     from src.FasterRcnn.roi_align import SingleRoIExtractor
+
     pool = SingleRoIExtractor(7, 2, LEVEL_STRIDES, 56, native=native)
     levels, rois = pyramid(height, width, num_rois)
     rois, levels = Tensor(rois[None]), tuple(Tensor(level) for level in levels)
@@ -153,7 +195,7 @@ class _PooledAndGradients(nn.Cell):
 def matrix_product(side: int, num_threads: int):
     """A large float32 matrix product: what the machine can do."""
     matrix = Tensor(np.random.default_rng(0).normal(size=(side, side)).astype(np.float32))
-    return lambda: ops.matmul(matrix, matrix).asnumpy(), {"gflop": 2e-9 * side ** 3}
+    return lambda: ops.matmul(matrix, matrix).asnumpy(), {"gflop": 2e-9 * side**3}
 
 
 def convolution(winograd: bool, num_threads: int):
@@ -162,6 +204,7 @@ def convolution(winograd: bool, num_threads: int):
     The operations counted are those of the definition, which Winograd's algorithm does not need.
     """
     from src.FasterRcnn.winograd import Conv3x3
+
     rng = np.random.default_rng(0)
     image = Tensor(rng.normal(size=(1, 256, 192, 320)).astype(np.float32))
     network = Conv3x3(256, 256, winograd=winograd, weight_init="ones")
@@ -172,11 +215,21 @@ def training_pictures(coco_root: str, height: int, width: int, num_pictures: int
     """Pictures and boxes from record files to batches for training, everything on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from src.dataset import create_train_dataset, ensure_mindrecord
+
     folder = tempfile.TemporaryDirectory()
     names, root = some_pictures(coco_root, num_pictures, Path(folder.name))
-    config = load_config(["--device_target=CPU", f"--coco_root={root}", f"--mindrecord_dir={folder.name}/records",
-                          f"--coco_classes={['background', *names]}", f"--img_height={height}", f"--img_width={width}",
-                          "--batch_size=1", "--num_parallel_workers=1"])
+    config = load_config(
+        [
+            "--device_target=CPU",
+            f"--coco_root={root}",
+            f"--mindrecord_dir={folder.name}/records",
+            f"--coco_classes={['background', *names]}",
+            f"--img_height={height}",
+            f"--img_width={width}",
+            "--batch_size=1",
+            "--num_parallel_workers=1",
+        ]
+    )
     dataset = create_train_dataset(config, ensure_mindrecord(config, training=True))
 
     def run():
@@ -192,6 +245,7 @@ def evaluation_pictures(folder: str, height: int, width: int, num_pictures: int,
     import cv2
 
     from src.transforms import Canvas, decode_rgb, evaluation_input
+
     cv2.setNumThreads(0)
     paths, canvas = sorted(Path(folder).glob("*.jpg"))[:num_pictures], Canvas(width, height, True)
 
@@ -205,13 +259,25 @@ def evaluation_pictures(folder: str, height: int, width: int, num_pictures: int,
 def coco_scoring(num_pictures: int, num_detections: int, num_threads: int):
     """Twelve COCO figures of generated detections: 80 classes, 7 ground truths per picture."""
     from src.util import CocoEvaluator
+
     rng = np.random.default_rng(0)
-    truth = {"images": [{"id": number, "height": 480, "width": 640} for number in range(num_pictures)],
-             "categories": [{"id": number, "name": str(number)} for number in range(1, 81)], "annotations": []}
+    truth = {
+        "images": [{"id": number, "height": 480, "width": 640} for number in range(num_pictures)],
+        "categories": [{"id": number, "name": str(number)} for number in range(1, 81)],
+        "annotations": [],
+    }
     for number in range(7 * num_pictures):
         x, y, w, h = *rng.uniform(0, 300, 2), *rng.uniform(10, 150, 2)
-        truth["annotations"].append({"id": number + 1, "image_id": number // 7, "bbox": [x, y, w, h], "area": w * h,
-                                     "category_id": int(rng.integers(1, 81)), "iscrowd": 0})
+        truth["annotations"].append(
+            {
+                "id": number + 1,
+                "image_id": number // 7,
+                "bbox": [x, y, w, h],
+                "area": w * h,
+                "category_id": int(rng.integers(1, 81)),
+                "iscrowd": 0,
+            }
+        )
     low = rng.uniform(0, 300, (num_pictures, num_detections, 2))
     boxes = np.concatenate((low, low + rng.uniform(10, 150, low.shape), rng.uniform(size=(*low.shape[:2], 1))), axis=2)
     labels = rng.integers(0, 80, (*boxes.shape[:2], 1))

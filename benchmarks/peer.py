@@ -1,4 +1,5 @@
 """What is measured of torchvision, beside ours.py; see harness.py. Runs without MindSpore."""
+
 import json
 import os
 import subprocess
@@ -18,8 +19,9 @@ from torchvision.transforms.functional import convert_image_dtype, pil_to_tensor
 from benchmarks.inputs import pooled_gradient, pyramid, training_batch
 
 
-def _detector(height: int, width: int, num_classes: int, trainable_stages: int = 3, norm_layer=FrozenBatchNorm2d,
-              **settings):
+def _detector(
+    height: int, width: int, num_classes: int, trainable_stages: int = 3, norm_layer=FrozenBatchNorm2d, **settings
+):
     """Faster R-CNN with ResNet-50, fixed batch norms as torchvision builds it for pretrained weights.
 
     The weights are random, so nothing in inference scores much and its last suppression has little to do.
@@ -27,16 +29,21 @@ def _detector(height: int, width: int, num_classes: int, trainable_stages: int =
     torch.manual_seed(0)
     backbone = torchvision.models.resnet50(weights=None, norm_layer=norm_layer)
     return torchvision.models.detection.FasterRCNN(
-        _resnet_fpn_extractor(backbone, trainable_stages), num_classes, min_size=min(height, width),
-        max_size=max(height, width), **settings)
+        _resnet_fpn_extractor(backbone, trainable_stages),
+        num_classes,
+        min_size=min(height, width),
+        max_size=max(height, width),
+        **settings,
+    )
 
 
 def train_step(height: int, width: int, batch_size: int, num_classes: int, num_threads: int):
     """One step: the stem and the first stage fixed, 2000 proposals, 512 sampled RoIs, SGD with momentum."""
     torch.set_num_threads(num_threads)
     model = _detector(height, width, num_classes).train()
-    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=1e-5, momentum=0.91,
-                                weight_decay=1e-5)
+    optimizer = torch.optim.SGD(
+        [value for value in model.parameters() if value.requires_grad], lr=1e-5, momentum=0.91, weight_decay=1e-5
+    )
     run = _step(model, optimizer, training_batch(height, width, batch_size))
     with FlopCounterMode(display=False) as counter:
         run()
@@ -47,8 +54,10 @@ def _step(model, optimizer, batch):
     """A function that trains for one step on a batch."""
     image, boxes, labels = batch
     images = list(torch.from_numpy(image))
-    targets = [{"boxes": torch.from_numpy(box), "labels": torch.from_numpy(label)}
-               for box, label in zip(boxes, labels, strict=True)]
+    targets = [
+        {"boxes": torch.from_numpy(box), "labels": torch.from_numpy(label)}
+        for box, label in zip(boxes, labels, strict=True)
+    ]
 
     def run():
         optimizer.zero_grad()
@@ -116,7 +125,7 @@ def matrix_product(side: int, num_threads: int):
     """A large float32 matrix product."""
     torch.set_num_threads(num_threads)
     matrix = torch.from_numpy(np.random.default_rng(0).normal(size=(side, side)).astype(np.float32))
-    return lambda: matrix @ matrix, {"gflop": 2e-9 * side ** 3}
+    return lambda: matrix @ matrix, {"gflop": 2e-9 * side**3}
 
 
 def convolution(num_threads: int):
@@ -136,8 +145,9 @@ def _picture_transform(height: int, width: int) -> GeneralizedRCNNTransform:
     """Resizing and normalising as its detector does, on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    return GeneralizedRCNNTransform(min(height, width), max(height, width), [0.485, 0.456, 0.406],
-                                    [0.229, 0.224, 0.225])
+    return GeneralizedRCNNTransform(
+        min(height, width), max(height, width), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    )
 
 
 def _decoded(path: Path) -> torch.Tensor:

@@ -6,6 +6,7 @@ Prints what a launcher on this host needs, one value per line: the number of hos
 devices here, their ids joined by commas, and the address of the first host. Which host this is says NODE_RANK, else the
 address of the table that belongs to this machine.
 """
+
 import ipaddress
 import json
 import socket
@@ -31,14 +32,20 @@ def read_servers(path: Path) -> list[Server]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        entries = [(str(entry["server_id"]),
-                    sorted((int(device["rank_id"]), int(device["device_id"])) for device in entry["device"]))
-                   for entry in content["server_list"]]
+        entries = [
+            (
+                str(entry["server_id"]),
+                sorted((int(device["rank_id"]), int(device["device_id"])) for device in entry["device"]),
+            )
+            for entry in content["server_list"]
+        ]
         entries.sort(key=lambda entry: entry[1][0])
         server_count = int(content.get("server_count", len(entries)))
     except (OSError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"not a rank table ({type(error).__name__}: {error}); expected the JSON of hccl_tools: "
-                         "server_list with server_id and device, each device with device_id and rank_id") from error
+        raise ValueError(
+            f"not a rank table ({type(error).__name__}: {error}); expected the JSON of hccl_tools: "
+            "server_list with server_id and device, each device with device_id and rank_id"
+        ) from error
     if not entries or server_count != len(entries):
         raise ValueError(f"server_count is {server_count}, server_list holds {len(entries)}")
     ranks = [rank for _, devices in entries for rank, _ in devices]
@@ -62,8 +69,10 @@ def find_node_rank(servers: Sequence[Server], given: str) -> int:
         return int(given)
     own = [index for index, server in enumerate(servers) if len(servers) == 1 or is_local(server.address)]
     if not own:
-        raise ValueError("no server_id is an address of this machine: "
-                         f"{', '.join(server.address for server in servers)}; say which server it is with NODE_RANK")
+        raise ValueError(
+            "no server_id is an address of this machine: "
+            f"{', '.join(server.address for server in servers)}; say which server it is with NODE_RANK"
+        )
     return own[0]
 
 

@@ -6,6 +6,7 @@ A rank works in RUN_FOLDER{rank} and writes its log there, as users of the publi
 keeps all ranks in one folder. The first rank that fails is noted, and the scheduler is ended with it: msrun kills the
 other ranks by itself, but would wait for a scheduler that waits for ranks that never come.
 """
+
 import os
 import signal
 import subprocess
@@ -29,8 +30,14 @@ def main() -> int:
     rank = os.environ["RANK_ID"]
     folder = Path(f"{run_folder}{rank}")
     with (folder / log_name).open("ab") as log:
-        code = subprocess.run([sys.executable, *program], cwd=folder, stdin=subprocess.DEVNULL, stdout=log,
-                              stderr=subprocess.STDOUT, check=False).returncode
+        code = subprocess.run(
+            [sys.executable, *program],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
     if code:
         note_failure(logs, rank, code)
     # Killed by a signal is 128 + its number, as in a shell.

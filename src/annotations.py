@@ -9,6 +9,7 @@ class counted from 1 in the order of `coco_classes` (background is 0 and has no 
 
 A line without boxes is a picture to learn background from. Empty lines are left out.
 """
+
 import logging
 import math
 import os
@@ -63,6 +64,7 @@ class ImageAnnotation:
 
 # ---- where things are ------------------------------------------------------------------------------------
 
+
 def annotation_file(config: Config, *, training: bool) -> Path:
     """The annotation file of training or evaluation.
 
@@ -107,17 +109,24 @@ def check_training_lists(config: Config) -> None:
     if not config.run_eval:
         unread = {"val_anno_path", *(["anno_path"] if config.dataset == "coco" else [])} & config.command_line
         if unread:
-            raise UserError(f"--{min(unread)} names what is evaluated, and run_eval is False: training reads "
-                            f"{annotation_file(config, training=True)}. Leave it out, or add --run_eval=True")
+            raise UserError(
+                f"--{min(unread)} names what is evaluated, and run_eval is False: training reads "
+                f"{annotation_file(config, training=True)}. Leave it out, or add --run_eval=True"
+            )
         return
     if config.dataset == "other" and not config.val_anno_path:
-        raise UserError("run_eval needs a list of its own for dataset 'other', because anno_path is what is trained "
-                        "on. Give the TXT file of the evaluation pictures, --val_anno_path=val.txt, or leave run_eval "
-                        "out")
+        raise UserError(
+            "run_eval needs a list of its own for dataset 'other', because anno_path is what is trained "
+            "on. Give the TXT file of the evaluation pictures, --val_anno_path=val.txt, or leave run_eval "
+            "out"
+        )
     training, evaluation = (annotation_file(config, training=training) for training in (True, False))
     if training.resolve() == evaluation.resolve():
-        LOGGER.warning("the evaluation during training scores the pictures that are trained on, those of %s: the best "
-                       "checkpoint is then the one that knows them best", training)
+        LOGGER.warning(
+            "the evaluation during training scores the pictures that are trained on, those of %s: the best "
+            "checkpoint is then the one that knows them best",
+            training,
+        )
 
 
 def image_folder(config: Config, *, training: bool) -> Path:
@@ -157,7 +166,7 @@ def find_below(root: Path, file_name: str) -> Path:
     """
     for name in _spellings(file_name):
         path = path_below(root, name)
-        if os.path.isfile(path):            # noqa: PTH113 - unlike Path's, False for a name that is too long
+        if os.path.isfile(path):  # noqa: PTH113 - unlike Path's, False for a name that is too long
             return path
     return path_below(root, file_name)
 
@@ -186,15 +195,17 @@ def path_below(root: Path, file_name: str) -> Path:
     """
     try:
         path = (root / file_name).resolve()
-    except (OSError, ValueError, RuntimeError) as error:      # a loop of links, or a null byte in the name
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links, or a null byte in the name
         raise UserError(f"{file_name!r} is no usable file name ({error})") from error
     if root not in path.parents:
-        raise UserError(f"{file_name!r} leads to {path}, outside the picture folder {root}; "
-                        "pictures must lie below that folder")
+        raise UserError(
+            f"{file_name!r} leads to {path}, outside the picture folder {root}; pictures must lie below that folder"
+        )
     return path
 
 
 # ---- public readers --------------------------------------------------------------------------------------
+
 
 def load_annotations(config: Config, *, training: bool, remarks: list[str] | None = None) -> list[ImageAnnotation]:
     """Read and check the annotation file that the configuration names.
@@ -216,8 +227,9 @@ def load_annotations(config: Config, *, training: bool, remarks: list[str] | Non
     if config.dataset == "other":
         annotations = read_txt(path, root, num_fg_classes=len(config.class_names))
     else:
-        annotations = read_coco(path, root, config.class_names, training=training,
-                                ignore_unknown=config.ignore_unknown, remarks=found)
+        annotations = read_coco(
+            path, root, config.class_names, training=training, ignore_unknown=config.ignore_unknown, remarks=found
+        )
     if training:
         learnt = {int(label) for annotation in annotations for label in annotation.labels[~annotation.is_crowd]}
         unseen = [name for label, name in enumerate(config.class_names, start=1) if label not in learnt]
@@ -252,14 +264,18 @@ def coco_ground_truth(config: Config, *, silent: bool = False) -> dict[str, list
     path = annotation_file(config, training=False)
     if config.dataset == "other":
         root = image_folder(config, training=False)
-        ground_truth = _txt_ground_truth(read_txt(path, root, num_fg_classes=len(config.class_names)),
-                                         config.class_names)
+        ground_truth = _txt_ground_truth(
+            read_txt(path, root, num_fg_classes=len(config.class_names)), config.class_names
+        )
     else:
         ground_truth = _coco_ground_truth(config, path, silent=silent)
     known = set(category_ids(config, ground_truth))
     if not any(row["category_id"] in known and not row.get("iscrowd") for row in ground_truth["annotations"]):
-        LOGGER.warning("%s has no box of %s that is not a crowd: nothing can be scored, and every figure will be -1",
-                       path, listed(config.class_names))
+        LOGGER.warning(
+            "%s has no box of %s that is not a crowd: nothing can be scored, and every figure will be -1",
+            path,
+            listed(config.class_names),
+        )
     return ground_truth
 
 
@@ -270,14 +286,20 @@ def _coco_ground_truth(config: Config, path: Path, *, silent: bool) -> dict[str,
     finite = [all(map(math.isfinite, bbox_numbers(row, path))) for row in content.annotations]
     dropped = [f"annotation {row['id']}" for row, good in zip(content.annotations, finite, strict=True) if not good]
     if dropped:
-        LOGGER.warning("%s: %s with NaN or infinity left out: %s", path, count_of(len(dropped), "box", "boxes"),
-                       listed(dropped))
+        LOGGER.warning(
+            "%s: %s with NaN or infinity left out: %s", path, count_of(len(dropped), "box", "boxes"), listed(dropped)
+        )
     known = {category["name"] for category in content.categories}
     first_free = max((category["id"] for category in content.categories), default=0) + 1
-    added = [{"id": first_free + index, "name": name}
-             for index, name in enumerate(name for name in config.class_names if name not in known)]
-    return {"images": content.images, "categories": content.categories + added,
-            "annotations": [row for row, good in zip(content.annotations, finite, strict=True) if good]}
+    added = [
+        {"id": first_free + index, "name": name}
+        for index, name in enumerate(name for name in config.class_names if name not in known)
+    ]
+    return {
+        "images": content.images,
+        "categories": content.categories + added,
+        "annotations": [row for row, good in zip(content.annotations, finite, strict=True) if good],
+    }
 
 
 def _log_remarks(remarks: Sequence[str], path: Path) -> None:
@@ -307,8 +329,16 @@ def category_ids(config: Config, ground_truth: dict[str, list[dict]]) -> tuple[i
 
 # ---- COCO ------------------------------------------------------------------------------------------------
 
-def read_coco(path: str | Path, image_root: str | Path, class_names: Sequence[str], *, training: bool = True,
-              ignore_unknown: bool = False, remarks: list[str] | None = None) -> list[ImageAnnotation]:
+
+def read_coco(
+    path: str | Path,
+    image_root: str | Path,
+    class_names: Sequence[str],
+    *,
+    training: bool = True,
+    ignore_unknown: bool = False,
+    remarks: list[str] | None = None,
+) -> list[ImageAnnotation]:
     """Read a COCO annotation file; see `load_annotations`.
 
     Args:
@@ -336,40 +366,54 @@ def read_coco(path: str | Path, image_root: str | Path, class_names: Sequence[st
             unknown[row["category_id"]] += 1
     if unknown:
         name_of = {category["id"]: category["name"] for category in content.categories}
-        content.remarks.append(f"{count_of(unknown.total(), 'box', 'boxes')} of classes not in coco_classes left out: "
-                               + listed([f"{name_of[key]} ({number})" for key, number in unknown.most_common()]))
+        content.remarks.append(
+            f"{count_of(unknown.total(), 'box', 'boxes')} of classes not in coco_classes left out: "
+            + listed([f"{name_of[key]} ({number})" for key, number in unknown.most_common()])
+        )
     if remarks is None:
         _log_remarks(content.remarks, path)
     else:
         remarks += content.remarks
-    annotations = [_image_from_coco(image, rows_of[image["id"]], content.label_of, path, image_root)
-                   for image in content.images]
+    annotations = [
+        _image_from_coco(image, rows_of[image["id"]], content.label_of, path, image_root) for image in content.images
+    ]
     name_of_path: dict[Path, str] = {}
     for annotation in annotations:
         other = name_of_path.setdefault(annotation.path, annotation.file_name)
         if other != annotation.file_name:
-            raise UserError(f"{path}: {other!r} and {annotation.file_name!r} (id {annotation.image_id}) are the same "
-                            f"file {annotation.path}; every picture may occur once")
+            raise UserError(
+                f"{path}: {other!r} and {annotation.file_name!r} (id {annotation.image_id}) are the same "
+                f"file {annotation.path}; every picture may occur once"
+            )
     return annotations
 
 
-def _image_from_coco(image: dict, rows: list[dict], label_of: dict[int, int], path: Path,
-                     image_root: Path) -> ImageAnnotation:
+def _image_from_coco(
+    image: dict, rows: list[dict], label_of: dict[int, int], path: Path, image_root: Path
+) -> ImageAnnotation:
     boxes = np.array([bbox_numbers(row, path) for row in rows], np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]                              # x2 = x + width
+    boxes[:, 2:] += boxes[:, :2]  # x2 = x + width
     size = image.get("width"), image.get("height")
     if size != (None, None) and not all(map(is_side, size)):
-        raise UserError(f"{path}: image {image['id']} ({image['file_name']}) has width {size[0]!r} and height "
-                        f"{size[1]!r}; expected two positive whole numbers")
+        raise UserError(
+            f"{path}: image {image['id']} ({image['file_name']}) has width {size[0]!r} and height "
+            f"{size[1]!r}; expected two positive whole numbers"
+        )
     return ImageAnnotation(
-        image_id=image["id"], file_name=image["file_name"], path=find_below(image_root, image["file_name"]),
-        size=None if size == (None, None) else size, boxes_xyxy=_as_float32(boxes),
+        image_id=image["id"],
+        file_name=image["file_name"],
+        path=find_below(image_root, image["file_name"]),
+        size=None if size == (None, None) else size,
+        boxes_xyxy=_as_float32(boxes),
         labels=np.array([label_of[row["category_id"]] for row in rows], np.int32),
         is_crowd=np.array([row.get("iscrowd", 0) for row in rows], bool),
-        box_ids=np.array([row["id"] for row in rows], np.int64), box_word="annotation")
+        box_ids=np.array([row["id"] for row in rows], np.int64),
+        box_word="annotation",
+    )
 
 
 # ---- TXT -------------------------------------------------------------------------------------------------
+
 
 def read_txt(path: str | Path, image_root: str | Path, num_fg_classes: int) -> list[ImageAnnotation]:
     """Read a TXT annotation list; the module's docstring describes the format.
@@ -402,14 +446,15 @@ def read_txt(path: str | Path, image_root: str | Path, num_fg_classes: int) -> l
         line_of[annotation.path] = number
         annotations.append(annotation)
     if faults:
-        raise UserError(f"{path}: {count_of(len(faults), 'line')} cannot be read; expected 'path "
-                        "xmin,ymin,xmax,ymax,class[,iscrowd] ...', names with blanks in double quotes:\n  "
-                        + "\n  ".join(faults[:MAX_LISTED]))
+        raise UserError(
+            f"{path}: {count_of(len(faults), 'line')} cannot be read; expected 'path "
+            "xmin,ymin,xmax,ymax,class[,iscrowd] ...', names with blanks in double quotes:\n  "
+            + "\n  ".join(faults[:MAX_LISTED])
+        )
     return annotations
 
 
-def _image_from_line(line: bytes, number: int, image_id: int, image_root: Path,
-                     num_fg_classes: int) -> ImageAnnotation:
+def _image_from_line(line: bytes, number: int, image_id: int, image_root: Path, num_fg_classes: int) -> ImageAnnotation:
     """Parse one line; ValueError says what is wrong with it."""
     try:
         match = _TXT_LINE.fullmatch(line.decode().strip())
@@ -421,9 +466,16 @@ def _image_from_line(line: bytes, number: int, image_id: int, image_root: Path,
     rows = np.array([_box_numbers(word, num_fg_classes) for word in words], np.float64).reshape(-1, 6)
     file_name = match["quoted"] or match["plain"]
     return ImageAnnotation(
-        image_id=image_id, file_name=file_name, path=find_below(image_root, file_name), size=None,
-        boxes_xyxy=_as_float32(rows[:, :4]), labels=rows[:, 4].astype(np.int32),
-        is_crowd=rows[:, 5].astype(bool), box_ids=np.arange(1, len(rows) + 1), box_word=f"line {number}, box")
+        image_id=image_id,
+        file_name=file_name,
+        path=find_below(image_root, file_name),
+        size=None,
+        boxes_xyxy=_as_float32(rows[:, :4]),
+        labels=rows[:, 4].astype(np.int32),
+        is_crowd=rows[:, 5].astype(bool),
+        box_ids=np.arange(1, len(rows) + 1),
+        box_word=f"line {number}, box",
+    )
 
 
 def _box_numbers(word: str, num_fg_classes: int) -> list[float]:
@@ -435,11 +487,14 @@ def _box_numbers(word: str, num_fg_classes: int) -> list[float]:
         corners = [float(part) for part in parts[:4]]
         label, crowd = (int(part) for part in (*parts[4:], "0")[:2])
     except ValueError as error:
-        raise ValueError(f"{short(repr(word))} is no box: four numbers, a class number and perhaps 0 or 1 "
-                         "belong there") from error
+        raise ValueError(
+            f"{short(repr(word))} is no box: four numbers, a class number and perhaps 0 or 1 belong there"
+        ) from error
     if not 1 <= label <= num_fg_classes:
-        raise ValueError(f"class {label} of {short(repr(word))} is not one of 1..{num_fg_classes}, the numbers "
-                         "of coco_classes without background")
+        raise ValueError(
+            f"class {label} of {short(repr(word))} is not one of 1..{num_fg_classes}, the numbers "
+            "of coco_classes without background"
+        )
     if crowd not in (0, 1):
         raise ValueError(f"iscrowd {crowd} of {short(repr(word))} is neither 0 nor 1")
     return [*corners, label, crowd]
@@ -453,18 +508,27 @@ def _txt_ground_truth(annotations: list[ImageAnnotation], class_names: Sequence[
             if fault:
                 dropped.append(f"{annotation.box_name(index)} ({fault})")
                 continue
-            rows.append({"id": len(rows) + 1, "image_id": annotation.image_id,
-                         "category_id": int(annotation.labels[index]), "bbox": [x1, y1, x2 - x1, y2 - y1],
-                         "area": (x2 - x1) * (y2 - y1), "iscrowd": int(annotation.is_crowd[index])})
+            rows.append(
+                {
+                    "id": len(rows) + 1,
+                    "image_id": annotation.image_id,
+                    "category_id": int(annotation.labels[index]),
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": int(annotation.is_crowd[index]),
+                }
+            )
     if dropped:
-        LOGGER.warning("%s left out of the ground truth: %s", count_of(len(dropped), "box", "boxes"),
-                       listed(dropped))
-    return {"images": [{"id": annotation.image_id, "file_name": annotation.file_name} for annotation in annotations],
-            "annotations": rows,
-            "categories": [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]}
+        LOGGER.warning("%s left out of the ground truth: %s", count_of(len(dropped), "box", "boxes"), listed(dropped))
+    return {
+        "images": [{"id": annotation.image_id, "file_name": annotation.file_name} for annotation in annotations],
+        "annotations": rows,
+        "categories": [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)],
+    }
 
 
 # ---- boxes -----------------------------------------------------------------------------------------------
+
 
 def box_faults(boxes_xyxy: np.ndarray, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Say which boxes cannot be trained on, and clip the others to the picture.
@@ -480,8 +544,9 @@ def box_faults(boxes_xyxy: np.ndarray, size: tuple[int, int] | None = None) -> t
     finite = np.isfinite(boxes_xyxy).all(axis=1)
     limits = np.array([np.inf] * 4 if size is None else size * 2, np.float32)
     clipped = boxes_xyxy if size is None else np.clip(boxes_xyxy, 0, limits)
-    faults = np.select([~finite, ~_has_area(boxes_xyxy), ~_has_area(clipped)],
-                       ["not finite", "no area", "outside the picture"], "")
+    faults = np.select(
+        [~finite, ~_has_area(boxes_xyxy), ~_has_area(clipped)], ["not finite", "no area", "outside the picture"], ""
+    )
     return faults, clipped
 
 
@@ -490,5 +555,5 @@ def _has_area(boxes: np.ndarray) -> np.ndarray:
 
 
 def _as_float32(boxes: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):                          # too large a number becomes infinity: not finite
+    with np.errstate(over="ignore"):  # too large a number becomes infinity: not finite
         return boxes.astype(np.float32)

@@ -6,6 +6,7 @@
 A line for each finding; the exit code is 0 when nothing stands in the way of a run. Docker's health check calls it with
 --quick.
 """
+
 import argparse
 import importlib.metadata
 import logging
@@ -21,16 +22,26 @@ from pathlib import Path
 from src.model_utils.errors import first_line
 from src.runtime import ISA_VARIABLES, prepare_process, run
 
-LOGGER = logging.getLogger("src.check_env")     # not __name__, which is __main__ under python -m
+LOGGER = logging.getLogger("src.check_env")  # not __name__, which is __main__ under python -m
 
 OK, WARNING, FAILURE = "ok", "WARNING", "FAILURE"
 PYTHON = (3, 11)
-PACKAGES = ("mindspore", "opencv-python-headless", "pycocotools", "PyYAML", "onnx", "onnxruntime", "matplotlib", "tqdm",
-            "pillow", "tensorboardX")
-GIB = 2 ** 30
+PACKAGES = (
+    "mindspore",
+    "opencv-python-headless",
+    "pycocotools",
+    "PyYAML",
+    "onnx",
+    "onnxruntime",
+    "matplotlib",
+    "tqdm",
+    "pillow",
+    "tensorboardX",
+)
+GIB = 2**30
 # Measured with ResNet-50: a training step of 2 pictures at 768 x 1280 takes 11.5 GiB, at 256 x 320 about 3.
 MEMORY_FULL, MEMORY_LEAST = 12 * GIB, 3 * GIB
-DISK_LEAST = 2 * GIB            # records, checkpoints of 170 MB each
+DISK_LEAST = 2 * GIB  # records, checkpoints of 170 MB each
 # The test convolution: 3x3, 64 to 64 channels, on a map of 96 x 160; and a matrix product to compare its speed with.
 CHANNELS, HEIGHT, WIDTH = 64, 96, 160
 MATRIX_SIDE = 768
@@ -60,8 +71,11 @@ class Finding:
 def check_python() -> Iterator[Finding]:
     """The interpreter: MindSpore's wheels are built for one version."""
     fits = sys.version_info[:2] == PYTHON
-    yield Finding(OK if fits else FAILURE, f"Python {platform.python_version()} in {sys.prefix}",
-                  "" if fits else "install Python 3.11 and make the environment again: bash scripts/quick_start.sh")
+    yield Finding(
+        OK if fits else FAILURE,
+        f"Python {platform.python_version()} in {sys.prefix}",
+        "" if fits else "install Python 3.11 and make the environment again: bash scripts/quick_start.sh",
+    )
 
 
 def check_packages(version_of: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
@@ -89,12 +103,16 @@ def check_numpy(version_of: Callable[[str], str] = importlib.metadata.version) -
     except importlib.metadata.PackageNotFoundError:
         version = "none"
     fits = version.startswith("1.")
-    yield Finding(OK if fits else FAILURE, f"numpy {version}",
-                  "" if fits else "MindSpore was built for numpy 1: pip install 'numpy>=1.26,<2'")
+    yield Finding(
+        OK if fits else FAILURE,
+        f"numpy {version}",
+        "" if fits else "MindSpore was built for numpy 1: pip install 'numpy>=1.26,<2'",
+    )
 
 
-def check_resources(folder: Path = Path(), memory_info: Path = Path("/proc/meminfo"),
-                    control_group: Path = Path("/sys/fs/cgroup")) -> Iterator[Finding]:
+def check_resources(
+    folder: Path = Path(), memory_info: Path = Path("/proc/meminfo"), control_group: Path = Path("/sys/fs/cgroup")
+) -> Iterator[Finding]:
     """Processor cores, free memory and free disk space.
 
     Args:
@@ -103,24 +121,33 @@ def check_resources(folder: Path = Path(), memory_info: Path = Path("/proc/memin
         control_group (Path): the limits of a container, version 2.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
-    yield Finding(OK, f"{len(os.sched_getaffinity(0))} processor cores"
-                  + (f", OMP_NUM_THREADS={threads}" if threads else ""))
+    yield Finding(
+        OK, f"{len(os.sched_getaffinity(0))} processor cores" + (f", OMP_NUM_THREADS={threads}" if threads else "")
+    )
     available = _available_memory(memory_info, control_group)
     text = f"{(available or 0) / GIB:.1f} GiB of memory free"
     if available is None:
-        yield Finding(WARNING, "free memory unknown",
-                      f"training takes {MEMORY_LEAST // GIB} to {MEMORY_FULL // GIB} GiB")
+        yield Finding(
+            WARNING, "free memory unknown", f"training takes {MEMORY_LEAST // GIB} to {MEMORY_FULL // GIB} GiB"
+        )
     elif available < MEMORY_LEAST:
         yield Finding(FAILURE, text, f"training needs at least {MEMORY_LEAST // GIB} GiB, on small canvases")
     elif available < MEMORY_FULL:
-        yield Finding(WARNING, text, f"training at 768 x 1280 with batch_size 2 takes about {MEMORY_FULL // GIB} GiB; "
-                                     "use a smaller canvas (img_width, img_height) or batch_size")
+        yield Finding(
+            WARNING,
+            text,
+            f"training at 768 x 1280 with batch_size 2 takes about {MEMORY_FULL // GIB} GiB; "
+            "use a smaller canvas (img_width, img_height) or batch_size",
+        )
     else:
         yield Finding(OK, text)
     free = shutil.disk_usage(folder).free
     fits = free >= DISK_LEAST
-    yield Finding(OK if fits else WARNING, f"{free / GIB:.1f} GiB of disk free in {folder.absolute()}",
-                  "" if fits else "records take as much as the pictures, a checkpoint 170 MB")
+    yield Finding(
+        OK if fits else WARNING,
+        f"{free / GIB:.1f} GiB of disk free in {folder.absolute()}",
+        "" if fits else "records take as much as the pictures, a checkpoint 170 MB",
+    )
 
 
 def _available_memory(memory_info: Path, control_group: Path) -> int | None:
@@ -142,11 +169,15 @@ def check_devices(target: str) -> Iterator[Finding]:
         target (str): the kind that a run would use; another one that is missing is no fault.
     """
     import mindspore as ms
+
     available = [name for name in ("CPU", "GPU", "Ascend") if ms.hal.is_available(name)]
     yield Finding(OK, f"MindSpore finds: {', '.join(f'{ms.hal.device_count(name)} {name}' for name in available)}")
     if target not in available:
-        yield Finding(FAILURE, f"no {target}", f"install the MindSpore package and driver for {target}, or use "
-                                               f"--device_target={available[0]}")
+        yield Finding(
+            FAILURE,
+            f"no {target}",
+            f"install the MindSpore package and driver for {target}, or use --device_target={available[0]}",
+        )
 
 
 def check_convolution() -> Iterator[Finding]:
@@ -157,18 +188,20 @@ def check_convolution() -> Iterator[Finding]:
 
     ms.set_device("CPU")
     rng = np.random.default_rng(0)
-    image, weight, matrix = (Tensor(rng.normal(size=shape).astype(np.float32)) for shape in (
-        (1, CHANNELS, HEIGHT, WIDTH), (CHANNELS, CHANNELS, 3, 3), (MATRIX_SIDE, MATRIX_SIDE)))
+    image, weight, matrix = (
+        Tensor(rng.normal(size=shape).astype(np.float32))
+        for shape in ((1, CHANNELS, HEIGHT, WIDTH), (CHANNELS, CHANNELS, 3, 3), (MATRIX_SIDE, MATRIX_SIDE))
+    )
     convolution = ops.Conv2D(CHANNELS, 3, pad_mode="pad", pad=1)
     seconds = _seconds_per_call(lambda: convolution(image, weight).asnumpy())
-    speed = 2 * CHANNELS ** 2 * 9 * HEIGHT * WIDTH / seconds
-    reference = 2 * MATRIX_SIDE ** 3 / _seconds_per_call(lambda: ops.matmul(matrix, matrix).asnumpy())
+    speed = 2 * CHANNELS**2 * 9 * HEIGHT * WIDTH / seconds
+    reference = 2 * MATRIX_SIDE**3 / _seconds_per_call(lambda: ops.matmul(matrix, matrix).asnumpy())
     yield judge_convolution(seconds, speed / reference)
 
 
 def _seconds_per_call(call: Callable[[], object]) -> float:
     """The fastest of some calls: others on the machine only make it slower."""
-    call()                                  # compiles
+    call()  # compiles
     times, end = [], time.perf_counter() + TEST_SECONDS
     while not times or time.perf_counter() < end:
         start = time.perf_counter()
@@ -191,8 +224,11 @@ def judge_convolution(seconds: float, share: float) -> Finding:
     if share >= SLOW_SHARE:
         return Finding(OK, text)
     chosen = next((f"{name}={os.environ[name]}" for name in ISA_VARIABLES if os.environ.get(name)), "not limited")
-    return Finding(FAILURE, f"{text}: MindSpore took its slow kernel (oneDNN instruction set: {chosen})",
-                   f"unset {' and '.join(ISA_VARIABLES)}, or set {ISA_VARIABLES[0]}=AVX2")
+    return Finding(
+        FAILURE,
+        f"{text}: MindSpore took its slow kernel (oneDNN instruction set: {chosen})",
+        f"unset {' and '.join(ISA_VARIABLES)}, or set {ISA_VARIABLES[0]}=AVX2",
+    )
 
 
 def check_all(target: str, *, quick: bool = False) -> Iterator[Finding]:
@@ -214,18 +250,29 @@ def check_all(target: str, *, quick: bool = False) -> Iterator[Finding]:
             yield from check_convolution()
     except (ImportError, RuntimeError) as error:
         missing_library = "cannot open shared object file" in str(error)
-        yield Finding(FAILURE, f"MindSpore does not work: {first_line(error)}",
-                      "install the system's package of this library; libgomp.so.1 is in Debian's libgomp1"
-                      if missing_library else "pip install --force-reinstall -r requirements.txt")
+        yield Finding(
+            FAILURE,
+            f"MindSpore does not work: {first_line(error)}",
+            "install the system's package of this library; libgomp.so.1 is in Debian's libgomp1"
+            if missing_library
+            else "pip install --force-reinstall -r requirements.txt",
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check whether this machine is fit for training and detection, and say what to do where it is not."""
     parser = argparse.ArgumentParser(prog="python -m src.check_env", description=main.__doc__)
-    parser.add_argument("--device_target", choices=("CPU", "GPU", "Ascend"), default="CPU",
-                        help="The kind of device that runs would use. (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true",
-                        help="Only what is installed and which devices there are: for a machine that is at work.")
+    parser.add_argument(
+        "--device_target",
+        choices=("CPU", "GPU", "Ascend"),
+        default="CPU",
+        help="The kind of device that runs would use. (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="Only what is installed and which devices there are: for a machine that is at work.",
+    )
     args = parser.parse_args(argv)
     prepare_process()
     failures = 0

@@ -9,6 +9,7 @@ Every field that training, evaluation or pycocotools looks at must mean one thin
 
 What a reader ought to know of a file that is accepted is kept as remarks, one sentence each.
 """
+
 import contextlib
 import difflib
 import json
@@ -22,9 +23,9 @@ from typing import Any
 from src.model_utils.errors import UserError
 
 MAX_ANNOTATION_BYTES = 4 << 30
-MAX_LISTED = 10               # names in one message
-_MAX_TEXT = 80                # characters of a faulty line shown
-_MAX_ID = 2 ** 63 - 1         # the records hold int64
+MAX_LISTED = 10  # names in one message
+_MAX_TEXT = 80  # characters of a faulty line shown
+_MAX_ID = 2**63 - 1  # the records hold int64
 _KEYS = ("images", "annotations", "categories")
 
 
@@ -48,8 +49,9 @@ class CocoFile:
     remarks: list[str]
 
 
-def load_coco_file(path: str | Path, class_names: Sequence[str], *, training: bool = True,
-                   ignore_unknown: bool = False) -> CocoFile:
+def load_coco_file(
+    path: str | Path, class_names: Sequence[str], *, training: bool = True, ignore_unknown: bool = False
+) -> CocoFile:
     """Read a COCO file, hold it to COCO's structure and match its categories to the classes by name.
 
     Args:
@@ -80,13 +82,13 @@ def load_coco_file(path: str | Path, class_names: Sequence[str], *, training: bo
     for row in content["annotations"]:
         for key, known, what in (("image_id", images, "images"), ("category_id", category_of, "categories")):
             if not _is_id(row.get(key)) or row[key] not in known:
-                raise UserError(f"{path}: annotation {row['id']} has {key} {row.get(key)!r}, which is not in "
-                                f"{what!r}")
+                raise UserError(f"{path}: annotation {row['id']} has {key} {row.get(key)!r}, which is not in {what!r}")
     remarks: list[str] = []
     annotations = _checked_annotations(content["annotations"], path, remarks)
     categories = _used_categories(content["categories"], annotations, class_names, path, remarks)
-    label_of = _match_categories(categories, class_names, path, remarks, training=training,
-                                 ignore_unknown=ignore_unknown)
+    label_of = _match_categories(
+        categories, class_names, path, remarks, training=training, ignore_unknown=ignore_unknown
+    )
     return CocoFile(path, content["images"], annotations, categories, label_of, remarks)
 
 
@@ -94,13 +96,15 @@ def bbox_numbers(row: dict, path: Path) -> list[float]:
     """The four numbers of `bbox`; UserError when they are none."""
     bbox = row.get("bbox")
     if isinstance(bbox, list) and len(bbox) == 4 and {*map(type, bbox)} <= {int, float}:
-        with contextlib.suppress(OverflowError):              # a whole number of more than 308 digits
+        with contextlib.suppress(OverflowError):  # a whole number of more than 308 digits
             return [float(number) for number in bbox]
-    raise UserError(f"{path}: annotation {row['id']} has bbox {short(repr(bbox))}; expected four numbers "
-                    "[x, y, width, height]")
+    raise UserError(
+        f"{path}: annotation {row['id']} has bbox {short(repr(bbox))}; expected four numbers [x, y, width, height]"
+    )
 
 
 # ---- annotations -----------------------------------------------------------------------------------------
+
 
 def _checked_annotations(rows: list[dict], path: Path, remarks: list[str]) -> list[dict]:
     """The annotations with plain values in the fields that decide how a box counts."""
@@ -118,18 +122,25 @@ def _checked_annotations(rows: list[dict], path: Path, remarks: list[str]) -> li
         if row.get("area", 0) is None:
             del row["area"]
         elif not _is_number(row.get("area", 0)) or row.get("area", 0) < 0:
-            raise UserError(f"{path}: annotation {row['id']} has area {short(repr(row['area']))}; expected a number "
-                            "from 0, or null or nothing for width x height")
+            raise UserError(
+                f"{path}: annotation {row['id']} has area {short(repr(row['area']))}; expected a number "
+                "from 0, or null or nothing for width x height"
+            )
         checked.append(row)
     if counts["ignore"]:
-        remarks.append(f"{count_of(counts['ignore'], 'box', 'boxes')} marked \"ignore\" taken for crowd: neither "
-                       "learnt nor scored")
+        remarks.append(
+            f'{count_of(counts["ignore"], "box", "boxes")} marked "ignore" taken for crowd: neither learnt nor scored'
+        )
     if counts["no area"]:
-        remarks.append(f"{count_of(counts['no area'], 'box', 'boxes')} with area 0, but not in width and height: "
-                       "scored as small; leave area out to have width x height")
+        remarks.append(
+            f"{count_of(counts['no area'], 'box', 'boxes')} with area 0, but not in width and height: "
+            "scored as small; leave area out to have width x height"
+        )
     if counts["rotated"]:
-        remarks.append(f"{count_of(counts['rotated'], 'box', 'boxes')} with a rotation, which is not applied: the bbox "
-                       "counts as it stands, and tools that turn a rectangle often leave it upright")
+        remarks.append(
+            f"{count_of(counts['rotated'], 'box', 'boxes')} with a rotation, which is not applied: the bbox "
+            "counts as it stands, and tools that turn a rectangle often leave it upright"
+        )
     return checked
 
 
@@ -139,8 +150,10 @@ def _flag(row: dict, key: str, path: Path) -> int:
         return 0
     if isinstance(value, bool | int | float) and value in (0, 1):
         return int(value)
-    raise UserError(f"{path}: annotation {row['id']} has {key} {short(repr(value))}; expected 0 or 1 (false, true and "
-                    "null are read too)")
+    raise UserError(
+        f"{path}: annotation {row['id']} has {key} {short(repr(value))}; expected 0 or 1 (false, true and "
+        "null are read too)"
+    )
 
 
 def _is_rotated(row: dict) -> bool:
@@ -153,38 +166,49 @@ def _is_rotated(row: dict) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    with contextlib.suppress(OverflowError):                  # a whole number of more than 308 digits
+    with contextlib.suppress(OverflowError):  # a whole number of more than 308 digits
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return False
 
 
 # ---- categories ------------------------------------------------------------------------------------------
 
-def _used_categories(categories: list[dict], annotations: list[dict], class_names: Sequence[str], path: Path,
-                     remarks: list[str]) -> list[dict]:
+
+def _used_categories(
+    categories: list[dict], annotations: list[dict], class_names: Sequence[str], path: Path, remarks: list[str]
+) -> list[dict]:
     """Without those that no annotation uses and that are no class, or have the name of another one.
 
     Tools write such at the top: a group of classes, "background", the data set's own name.
     """
     kept_ids = {row["category_id"] for row in annotations}
     names = [category.get("name") for category in categories if category["id"] in kept_ids]
-    for category in reversed(categories):                     # of two that are not used the group is the first
+    for category in reversed(categories):  # of two that are not used the group is the first
         name = category.get("name")
         if category["id"] not in kept_ids and name in class_names and name not in names:
             kept_ids.add(category["id"])
             names.append(name)
-    left_out = [f"{category.get('name')!r} (id {category['id']})" for category in categories
-                if category["id"] not in kept_ids]
+    left_out = [
+        f"{category.get('name')!r} (id {category['id']})" for category in categories if category["id"] not in kept_ids
+    ]
     if left_out:
-        remarks.append(f"{count_of(len(left_out), 'category', 'categories')} that no annotation uses left out: "
-                       f"{listed(left_out)}")
+        remarks.append(
+            f"{count_of(len(left_out), 'category', 'categories')} that no annotation uses left out: {listed(left_out)}"
+        )
     kept = [category for category in categories if category["id"] in kept_ids]
     _check_names(kept, "categories", "name", path)
     return kept
 
 
-def _match_categories(categories: list[dict], class_names: Sequence[str], path: Path, remarks: list[str], *,
-                      training: bool, ignore_unknown: bool) -> dict[int, int]:
+def _match_categories(
+    categories: list[dict],
+    class_names: Sequence[str],
+    path: Path,
+    remarks: list[str],
+    *,
+    training: bool,
+    ignore_unknown: bool,
+) -> dict[int, int]:
     """Category id to label 1..K for the names that both have; UserError where the two sets may not differ."""
     id_of = {category["name"]: category["id"] for category in categories}
     only_file = [name for name in id_of if name not in class_names]
@@ -194,29 +218,36 @@ def _match_categories(categories: list[dict], class_names: Sequence[str], path: 
         hints = [f"{name!r} is perhaps {match[0]!r}" for name, match in near.items() if match]
         if "background" in only_file:
             hints.append("boxes of 'background' are no objects: remove them")
-        raise UserError(f"{path} and coco_classes do not have the same classes. Only in the file: {only_file}. "
-                        f"Only in coco_classes: {only_config}. {'; '.join(hints) + '. ' if hints else ''}"
-                        "Change coco_classes (background comes first), or set ignore_unknown to True to leave "
-                        "out boxes of other classes")
+        raise UserError(
+            f"{path} and coco_classes do not have the same classes. Only in the file: {only_file}. "
+            f"Only in coco_classes: {only_config}. {'; '.join(hints) + '. ' if hints else ''}"
+            "Change coco_classes (background comes first), or set ignore_unknown to True to leave "
+            "out boxes of other classes"
+        )
     if len(only_config) == len(class_names) and (training or id_of):
         raise UserError(f"{path} and coco_classes have no class in common: the file has {list(id_of)}")
     if only_config:
-        remarks.append(f"no category for {listed(only_config)}: "
-                       + ("nothing to learn them from" if training else "these classes are not scored"))
+        remarks.append(
+            f"no category for {listed(only_config)}: "
+            + ("nothing to learn them from" if training else "these classes are not scored")
+        )
     return {id_of[name]: label for label, name in enumerate(class_names, start=1) if name in id_of}
 
 
 # ---- structure -------------------------------------------------------------------------------------------
 
+
 def _read_json(path: Path) -> dict[str, Any]:
     data = read_limited(path)
     try:
         content = json.loads(data)
-    except (ValueError, RecursionError) as error:             # ValueError: no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or no UTF-8
         raise UserError(f"{path}: is not valid JSON ({error}); the file is damaged or incomplete") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}; a COCO annotation file is an object with "
-                        f"the lists {', '.join(_KEYS)}")
+        raise UserError(
+            f"{path}: holds a {type(content).__name__}; a COCO annotation file is an object with "
+            f"the lists {', '.join(_KEYS)}"
+        )
     return content
 
 
@@ -249,8 +280,10 @@ def _by_id(rows: list, what: str, path: Path) -> dict[int, dict]:
     for index, row in enumerate(rows):
         if not isinstance(row, dict) or not _is_id(row.get("id")):
             shown = row.get("id") if isinstance(row, dict) else row
-            raise UserError(f"{path}: {what}[{index}] has the id {short(repr(shown))}; every entry needs an id, "
-                            "a whole number from 0")
+            raise UserError(
+                f"{path}: {what}[{index}] has the id {short(repr(shown))}; every entry needs an id, "
+                "a whole number from 0"
+            )
         if row["id"] in found:
             raise UserError(f"{path}: the id {row['id']} occurs twice in {what!r}; ids must be unique")
         found[row["id"]] = row
@@ -265,12 +298,14 @@ def _check_names(rows: list[dict], what: str, key: str, path: Path) -> None:
         if not isinstance(name, str) or not name:
             raise UserError(f"{path}: id {row['id']} in {what!r} has {key} {name!r}; expected a text")
         if name in first:
-            raise UserError(f"{path}: {key} {name!r} has the ids {first[name]} and {row['id']} in {what!r}; it may "
-                            "occur once")
+            raise UserError(
+                f"{path}: {key} {name!r} has the ids {first[name]} and {row['id']} in {what!r}; it may occur once"
+            )
         first[name] = row["id"]
 
 
 # ---- words of messages -----------------------------------------------------------------------------------
+
 
 def count_of(number: int, word: str, plural: str = "") -> str:
     """A number with its noun: "1 box", "2 boxes"."""

@@ -4,6 +4,7 @@ MindSpore can keep a graph on disk, but it looks only at the source files when i
 with another threshold would be used without a word. So every graph gets a folder of its own, named after all that it
 depends on.
 """
+
 import errno
 import hashlib
 import logging
@@ -44,7 +45,7 @@ def compile_once(cell: nn.Cell, inputs: Sequence[ms.Tensor], config: Config) -> 
     if _compiled or not config.compile_cache_path or config.device_target != "CPU" or config.run_distribute:
         return
     program = Path(sys.argv[0])
-    if not program.is_file():       # MindSpore would look for it
+    if not program.is_file():  # MindSpore would look for it
         return
     _compiled.append(True)
     try:
@@ -53,9 +54,12 @@ def compile_once(cell: nn.Cell, inputs: Sequence[ms.Tensor], config: Config) -> 
         place = folder if known else folder.with_name(f".partial-{os.getpid()}-{folder.name}")
         place.mkdir(parents=True, exist_ok=True)
         os.utime(place)
-    except (OSError, RuntimeError) as error:        # RuntimeError: there is no home folder
-        LOGGER.warning("compiled graphs cannot be kept in %s (%s); name another folder with --compile_cache_path",
-                       config.compile_cache_path, getattr(error, "strerror", None) or error)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        LOGGER.warning(
+            "compiled graphs cannot be kept in %s (%s); name another folder with --compile_cache_path",
+            config.compile_cache_path,
+            getattr(error, "strerror", None) or error,
+        )
         return
     if known:
         LOGGER.info("taking the compiled graph from %s", folder)
@@ -77,7 +81,7 @@ def _publish(partial: Path, folder: Path) -> None:
     try:
         if len(written) < 2 or not all(path.stat().st_size for path in written):
             raise OSError(errno.EIO, "the graph was not written whole")
-        if not folder.is_dir():     # another process may have been faster, with the same graph
+        if not folder.is_dir():  # another process may have been faster, with the same graph
             partial.rename(folder)
             LOGGER.info("kept the compiled graph in %s for the next start with the same settings", folder)
         ours = [path for path in folder.parent.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
@@ -92,8 +96,10 @@ def _key(cell: nn.Cell, inputs: Sequence[ms.Tensor], config: Config, program: Pa
     """A name for all that the compiled graph depends on: settings, layers, parameters, inputs, source code."""
     parts = [ms.__version__, cell.training, graph_settings(config)]
     parts += [(name, type(part).__qualname__) for name, part in cell.cells_and_names()]
-    parts += [(parameter.name, parameter.shape, parameter.dtype, parameter.requires_grad)
-              for parameter in cell.get_parameters()]
+    parts += [
+        (parameter.name, parameter.shape, parameter.dtype, parameter.requires_grad)
+        for parameter in cell.get_parameters()
+    ]
     parts += [(value.shape, value.dtype) for value in inputs]
     digest = hashlib.sha256(repr(parts).encode())
     # The program too, because MindSpore compares it.

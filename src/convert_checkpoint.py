@@ -3,6 +3,7 @@
 ``python -m src.convert_checkpoint --ckpt_file=RESNET.ckpt`` writes ``backbone.ckpt``, a published ResNet checkpoint
 under the detector's names. Training and evaluation do the same on the fly, so the file is a convenience.
 """
+
 import argparse
 import logging
 import math
@@ -32,8 +33,11 @@ OPTIMISER_NAMES = ("learning_rate", "global_step", "beta1_power", "beta2_power",
 # The classifier of an image-classification checkpoint.
 CLASSIFIER_PREFIXES = ("end_point.", "fc.", "head.")
 # Spellings of older releases: part of a name, and what it is now.
-RENAMES = (("fpn_ncek.", "fpn_neck."), ("down_sample_layer.0.", "conv_down_sample."),
-           ("down_sample_layer.1.", "bn_down_sample."))
+RENAMES = (
+    ("fpn_ncek.", "fpn_neck."),
+    ("down_sample_layer.0.", "conv_down_sample."),
+    ("down_sample_layer.1.", "bn_down_sample."),
+)
 # What we write beside the weights; src.detector_notes has the rest of it.
 META_PREFIX = "meta_"
 META_COUNT = "meta_num_entries"
@@ -67,14 +71,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Parameter]:
         entries = ms.load_checkpoint(str(path), crc_check=bool(mark))
         _check_whole(entries, has_checksum=bool(mark))
     except (ValueError, RuntimeError, TypeError, OSError) as error:
-        raise UserError(f"checkpoint {path} is damaged or no MindSpore checkpoint ({path.stat().st_size} bytes); copy "
-                        f"or download it again. Reading it says: {first_line(error)}") from error
+        raise UserError(
+            f"checkpoint {path} is damaged or no MindSpore checkpoint ({path.stat().st_size} bytes); copy "
+            f"or download it again. Reading it says: {first_line(error)}"
+        ) from error
     return entries
 
 
 def _check_sizes(data: bytes) -> None:
     """MindSpore's reader trusts shapes and reads beyond the content of a file that lies; so look first."""
     from mindspore.train.checkpoint_pb2 import Checkpoint
+
     content = Checkpoint()
     try:
         content.ParseFromString(data)
@@ -97,8 +104,9 @@ def _check_whole(entries: Mapping, has_checksum: bool) -> None:
         return
     expected = int(entries[META_COUNT].asnumpy())
     if len(entries) - 1 != expected or not has_checksum:
-        raise ValueError(f"{len(entries) - 1} of {expected} entries are there, and the checksum "
-                         f"{'is' if has_checksum else 'is not'}")
+        raise ValueError(
+            f"{len(entries) - 1} of {expected} entries are there, and the checksum {'is' if has_checksum else 'is not'}"
+        )
 
 
 def network_parameters(entries: Mapping[str, Parameter]) -> dict[str, Parameter]:
@@ -127,8 +135,7 @@ def network_parameters(entries: Mapping[str, Parameter]) -> dict[str, Parameter]
             LOGGER.info("renamed %d parameters of an older release: %s", count, rename)
     if any(name.startswith(DETECTOR_PREFIXES) for name in found):
         return {name: value for name, value in found.items() if name.startswith(DETECTOR_PREFIXES)}
-    return {BACKBONE_PREFIX + name: value for name, value in found.items()
-            if not name.startswith(CLASSIFIER_PREFIXES)}
+    return {BACKBONE_PREFIX + name: value for name, value in found.items() if not name.startswith(CLASSIFIER_PREFIXES)}
 
 
 def noted_config(config: Config, path: str | Path, use: Use = INFERENCE) -> Config:
@@ -215,15 +222,19 @@ def _check_backbone(network: nn.Cell, entries: Mapping, path: str | Path) -> Non
     """Two ResNet-50 kinds have equal names and shapes; files of ours say which one they hold."""
     stored, expected = noted_settings(entries, path).get("backbone"), getattr(network, "backbone_name", None)
     if stored and expected and stored != expected:
-        raise UserError(f"checkpoint {path} holds backbone {stored}, but the configuration says {expected}; "
-                        f"use --backbone={stored}")
+        raise UserError(
+            f"checkpoint {path} holds backbone {stored}, but the configuration says {expected}; use --backbone={stored}"
+        )
 
 
 def _assign(wanted: Sequence[Parameter], found: Mapping[str, Parameter], path: str | Path) -> None:
     """Copy values into parameters; all or none, so that a refusal leaves the network as it was."""
     known = {param.name for param in wanted}
-    problems = [f"{name} is not in the network: another depth?" for name in sorted(set(found) - known)
-                if name.startswith(BACKBONE_PREFIX)]
+    problems = [
+        f"{name} is not in the network: another depth?"
+        for name in sorted(set(found) - known)
+        if name.startswith(BACKBONE_PREFIX)
+    ]
     for param in wanted:
         if param.name not in found:
             problems.append(f"{param.name} is missing")
@@ -234,10 +245,12 @@ def _assign(wanted: Sequence[Parameter], found: Mapping[str, Parameter], path: s
     if problems:
         shown = "\n  ".join(problems[:NAMES_SHOWN])
         more = f"\n  and {len(problems) - NAMES_SHOWN} more" if len(problems) > NAMES_SHOWN else ""
-        raise UserError(f"checkpoint {path} does not fit the network: {len(problems)} differences to its "
-                        f"{len(wanted)} parameters.\n  {shown}{more}\n"
-                        f"Check --backbone and coco_classes; weights of another set of classes load for training with "
-                        f"--finetune=True, which leaves the two predictors out.")
+        raise UserError(
+            f"checkpoint {path} does not fit the network: {len(problems)} differences to its "
+            f"{len(wanted)} parameters.\n  {shown}{more}\n"
+            f"Check --backbone and coco_classes; weights of another set of classes load for training with "
+            f"--finetune=True, which leaves the two predictors out."
+        )
     for param in wanted:
         param.set_data(Tensor(found[param.name].asnumpy(), param.dtype))
 
@@ -252,14 +265,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     params = {name: value for name, value in network_parameters(entries).items() if name.startswith(BACKBONE_PREFIX)}
     if not params:
         raise UserError(f"checkpoint {args.ckpt_file} holds no parameter of a backbone")
-    write_checkpoint(params, args.output, {key: value for key, value in entries.items()
-                                                if key.startswith(META_PREFIX) and key != META_COUNT})
+    write_checkpoint(
+        params,
+        args.output,
+        {key: value for key, value in entries.items() if key.startswith(META_PREFIX) and key != META_COUNT},
+    )
     LOGGER.info("wrote %d parameters to %s", len(params), args.output)
     return 0
 
 
-def write_checkpoint(parameters: Mapping[str, Tensor], path: str | Path,
-                     notes: Mapping[str, str | int] | None = None) -> None:
+def write_checkpoint(
+    parameters: Mapping[str, Tensor], path: str | Path, notes: Mapping[str, str | int] | None = None
+) -> None:
     """Write a checkpoint so that at any moment the file is either the old one or the whole new one.
 
     Args:
@@ -272,11 +289,15 @@ def write_checkpoint(parameters: Mapping[str, Tensor], path: str | Path,
     """
     for name, value in parameters.items():
         if not np.isfinite(value.asnumpy()).all():
-            raise UserError(f"{name} is not finite any more, so {path} is not written; older checkpoints stay as they "
-                            f"are. Try a lower --base_lr, or --grad_clip=True")
+            raise UserError(
+                f"{name} is not finite any more, so {path} is not written; older checkpoints stay as they "
+                f"are. Try a lower --base_lr, or --grad_clip=True"
+            )
     notes = dict(notes or {})
-    entries = [{"name": META_COUNT, "data": Tensor(len(parameters) + len(notes), ms.int64)},
-               *({"name": name, "data": value} for name, value in parameters.items())]
+    entries = [
+        {"name": META_COUNT, "data": Tensor(len(parameters) + len(notes), ms.int64)},
+        *({"name": name, "data": value} for name, value in parameters.items()),
+    ]
 
     def write(partial: Path) -> None:
         ms.save_checkpoint(entries, str(partial), append_dict=notes, crc_check=True)
@@ -287,4 +308,5 @@ def write_checkpoint(parameters: Mapping[str, Tensor], path: str | Path,
 
 if __name__ == "__main__":
     from src.runtime import run
+
     sys.exit(run(main))

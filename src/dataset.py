@@ -7,6 +7,7 @@ ends the process on damaged files, and only the batching tells a function which 
 What is random about a picture (augmentation, choice of boxes) depends on the seed, the epoch and the image id
 alone: not on the number of workers, processes or devices, and not on when training was resumed.
 """
+
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +22,15 @@ from src.model_utils.errors import UserError
 from src.records import ensure_mindrecord, num_workers
 from src.transforms import Canvas, PictureError, decode_rgb, evaluation_input, pad_ground_truth, training_input
 
-__all__ = ["category_ids", "coco_ground_truth", "create_eval_dataset", "create_train_dataset",
-           "ensure_mindrecord", "image_path", "load_annotations"]
+__all__ = [
+    "category_ids",
+    "coco_ground_truth",
+    "create_eval_dataset",
+    "create_train_dataset",
+    "ensure_mindrecord",
+    "image_path",
+    "load_annotations",
+]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -56,15 +64,21 @@ class Preparation:
         rows = []
         for data, number, count, *ground_truth in zip(image, image_id, num_boxes, box, label, crowd, strict=True):
             try:
-                rows.append(self.prepare(data.view(np.uint8), int(number),
-                                         [array[:int(count)] for array in ground_truth],
-                                         batch_info.get_epoch_num()))
+                rows.append(
+                    self.prepare(
+                        data.view(np.uint8),
+                        int(number),
+                        [array[: int(count)] for array in ground_truth],
+                        batch_info.get_epoch_num(),
+                    )
+                )
             except (PictureError, cv2.error, ValueError) as error:
                 raise RuntimeError(f"the picture with image id {int(number)}: {error}") from error
         return tuple(list(column) for column in zip(*rows, strict=True))
 
-    def prepare(self, data: np.ndarray, image_id: int, ground_truth: Sequence[np.ndarray],
-                epoch: int) -> tuple[np.ndarray, ...]:
+    def prepare(
+        self, data: np.ndarray, image_id: int, ground_truth: Sequence[np.ndarray], epoch: int
+    ) -> tuple[np.ndarray, ...]:
         """One picture: file content (num_bytes,) uint8 and its boxes, labels and crowd flags."""
         raise NotImplementedError
 
@@ -88,8 +102,9 @@ class TrainPreparation(Preparation):
     def prepare(self, data, image_id, ground_truth, epoch):
         boxes, labels, is_crowd = ground_truth
         rng = np.random.default_rng([self.seed, self.first_epoch + epoch, image_id])
-        image, image_shape, boxes = training_input(decode_rgb(data), boxes, self.canvas, rng=rng,
-                                                   expand_ratio=self.expand_ratio, flip_ratio=self.flip_ratio)
+        image, image_shape, boxes = training_input(
+            decode_rgb(data), boxes, self.canvas, rng=rng, expand_ratio=self.expand_ratio, flip_ratio=self.flip_ratio
+        )
         row = (image, image_shape, *pad_ground_truth(boxes, labels, is_crowd.astype(bool), self.num_gts, rng))
         return (*row, np.int64(image_id)) if self.with_image_id else row
 
@@ -106,8 +121,15 @@ class EvalPreparation(Preparation):
         return image, image_shape, *padded, np.int64(image_id)
 
 
-def create_train_dataset(config: Config, record_files: Sequence[str], *, rank: int = 0, num_shards: int = 1,
-                         first_epoch: int = 0, with_image_id: bool = False) -> ds.Dataset:
+def create_train_dataset(
+    config: Config,
+    record_files: Sequence[str],
+    *,
+    rank: int = 0,
+    num_shards: int = 1,
+    first_epoch: int = 0,
+    with_image_id: bool = False,
+) -> ds.Dataset:
     """The training pipeline: another order and other augmentations each epoch, the same for the same seed.
 
     The epochs are those of one iterator: take `create_*_iterator(num_epochs=E)` once. A new iterator starts
@@ -133,18 +155,27 @@ def create_train_dataset(config: Config, record_files: Sequence[str], *, rank: i
     num_rows = ds.MindDataset(list(record_files), shuffle=False, num_parallel_workers=1).get_dataset_size()
     rows_each = num_rows // num_shards
     if rows_each < config.batch_size:
-        raise UserError(f"{num_rows} training pictures on {num_shards} devices are {rows_each} for each, fewer than "
-                        f"batch_size {config.batch_size}: an epoch would have 0 steps. Use more pictures or a "
-                        "smaller batch_size")
+        raise UserError(
+            f"{num_rows} training pictures on {num_shards} devices are {rows_each} for each, fewer than "
+            f"batch_size {config.batch_size}: an epoch would have 0 steps. Use more pictures or a "
+            "smaller batch_size"
+        )
     # Cutting to rows_each keeps the shards disjoint: MindSpore fills up uneven ones with rows of others.
     sampler = ds.DistributedSampler(num_shards, rank, shuffle=True, num_samples=rows_each)
     # The sampler adds 1 for every epoch, so the seeds 1 and 2 themselves would share all orders but one. Set here and
     # not by ds.config.set_seed, which would also seed Python and numpy for the whole process.
     order_seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
-    sampler.seed = (order_seed + first_epoch) % 2 ** 32
+    sampler.seed = (order_seed + first_epoch) % 2**32
     rows = ds.MindDataset(list(record_files), RECORD_COLUMNS, sampler=sampler, num_parallel_workers=1)
-    prepare = TrainPreparation(_canvas(config), config.num_gts, config.seed, expand_ratio=config.expand_ratio,
-                               flip_ratio=config.flip_ratio, first_epoch=first_epoch, with_image_id=with_image_id)
+    prepare = TrainPreparation(
+        _canvas(config),
+        config.num_gts,
+        config.seed,
+        expand_ratio=config.expand_ratio,
+        flip_ratio=config.flip_ratio,
+        first_epoch=first_epoch,
+        with_image_id=with_image_id,
+    )
     columns = [*TRAIN_COLUMNS, "image_id"] if with_image_id else TRAIN_COLUMNS
     return _batched(rows, config, prepare, columns, config.batch_size, drop_remainder=True)
 
@@ -171,13 +202,20 @@ def _canvas(config: Config) -> Canvas:
     return Canvas(config.img_width, config.img_height, config.keep_ratio)
 
 
-def _batched(rows: ds.Dataset, config: Config, prepare: Preparation, columns: list[str], batch_size: int, *,
-             drop_remainder: bool) -> ds.Dataset:
-    cv2.setNumThreads(0)      # the workers are the parallelism; OpenCV's own threads also hang after a fork
+def _batched(
+    rows: ds.Dataset, config: Config, prepare: Preparation, columns: list[str], batch_size: int, *, drop_remainder: bool
+) -> ds.Dataset:
+    cv2.setNumThreads(0)  # the workers are the parallelism; OpenCV's own threads also hang after a fork
     ds.config.set_prefetch_size(PREFETCH_BATCHES)
     workers = num_workers(config)
     processes = config.python_multiprocessing and workers >= MIN_WORKERS_FOR_PROCESSES
-    dataset = rows.batch(batch_size, drop_remainder=drop_remainder, num_parallel_workers=workers,
-                         per_batch_map=prepare, input_columns=RECORD_COLUMNS, output_columns=columns,
-                         python_multiprocessing=processes)
+    dataset = rows.batch(
+        batch_size,
+        drop_remainder=drop_remainder,
+        num_parallel_workers=workers,
+        per_batch_map=prepare,
+        input_columns=RECORD_COLUMNS,
+        output_columns=columns,
+        python_multiprocessing=processes,
+    )
     return dataset.project(columns)

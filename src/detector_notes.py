@@ -5,6 +5,7 @@ anchors, classes in their order. Training writes them into every checkpoint as o
 file takes them from there. What the user has set goes before it where it may differ, and is refused where it may not.
 A default, of this program or of a configuration file, never contradicts.
 """
+
 import dataclasses
 import json
 import logging
@@ -28,25 +29,69 @@ META_DETECTOR = "meta_detector"
 META_BACKBONE = "meta_backbone"
 META_CLASSES = "meta_classes"
 
-BACKBONE_KEYS = ("backbone", "resnet_block", "resnet_in_channels", "resnet_out_channels", "fpn_in_channels",
-                 "stem_pool_pad")
+BACKBONE_KEYS = (
+    "backbone",
+    "resnet_block",
+    "resnet_in_channels",
+    "resnet_out_channels",
+    "fpn_in_channels",
+    "stem_pool_pad",
+)
 CANVAS_KEYS = ("img_width", "img_height")
 # Of the two layers that fine-tuning makes anew.
 PREDICTOR_KEYS = ("rcnn_target_means", "rcnn_target_stds", "without_bg_loss")
 CLASS_KEYS = ("coco_classes", "num_classes")
 # What may be chosen anew for every use of a trained detector.
-DETECTION_KEYS = ("rpn_nms_pre", "rpn_nms_post", "rpn_max_num", "rpn_nms_thr", "test_score_thr", "test_iou_thr",
-                  "test_max_per_img", "test_nms_candidates")
+DETECTION_KEYS = (
+    "rpn_nms_pre",
+    "rpn_nms_post",
+    "rpn_max_num",
+    "rpn_nms_thr",
+    "test_score_thr",
+    "test_iou_thr",
+    "test_max_per_img",
+    "test_nms_candidates",
+)
 NETWORK_KEYS = (
-    *BACKBONE_KEYS, "fpn_out_channels", "fpn_num_outs", "anchor_scales", "anchor_ratios", "anchor_strides",
-    "num_anchors", "rpn_in_channels", "rpn_feat_channels", "rpn_target_means", "rpn_target_stds", "roi_layer",
-    "roi_align_out_channels", "roi_align_featmap_strides", "roi_align_finest_scale", "rcnn_in_channels",
-    "rcnn_fc_out_channels")
+    *BACKBONE_KEYS,
+    "fpn_out_channels",
+    "fpn_num_outs",
+    "anchor_scales",
+    "anchor_ratios",
+    "anchor_strides",
+    "num_anchors",
+    "rpn_in_channels",
+    "rpn_feat_channels",
+    "rpn_target_means",
+    "rpn_target_stds",
+    "roi_layer",
+    "roi_align_out_channels",
+    "roi_align_featmap_strides",
+    "roi_align_finest_scale",
+    "rcnn_in_channels",
+    "rcnn_fc_out_channels",
+)
 # A checkpoint that does not fit these is refused anyway.
-_SHOWN_BY_SHAPES = frozenset((
-    "resnet_block", "resnet_in_channels", "resnet_out_channels", "fpn_in_channels", "fpn_out_channels", "fpn_num_outs",
-    "anchor_strides", "num_anchors", "rpn_in_channels", "rpn_feat_channels", "roi_align_out_channels",
-    "roi_align_featmap_strides", "rcnn_in_channels", "rcnn_fc_out_channels", "without_bg_loss", "num_classes"))
+_SHOWN_BY_SHAPES = frozenset(
+    (
+        "resnet_block",
+        "resnet_in_channels",
+        "resnet_out_channels",
+        "fpn_in_channels",
+        "fpn_out_channels",
+        "fpn_num_outs",
+        "anchor_strides",
+        "num_anchors",
+        "rpn_in_channels",
+        "rpn_feat_channels",
+        "roi_align_out_channels",
+        "roi_align_featmap_strides",
+        "rcnn_in_channels",
+        "rcnn_fc_out_channels",
+        "without_bg_loss",
+        "num_classes",
+    )
+)
 NOTED_KEYS = (*NETWORK_KEYS, *PREDICTOR_KEYS, *CANVAS_KEYS, "keep_ratio", *CLASS_KEYS, *DETECTION_KEYS)
 
 
@@ -71,15 +116,20 @@ INFERENCE = Use(NOTED_KEYS, by_flag=(*CANVAS_KEYS, *DETECTION_KEYS), by_file=DET
 EXPORTED = Use(NOTED_KEYS)
 _CHOSEN_IN_TRAINING = (*CANVAS_KEYS, "keep_ratio", *PREDICTOR_KEYS)
 # A training follows its recipe or does not start: what it learns would be something else than the file says.
-FINETUNING = Use((*NETWORK_KEYS, *_CHOSEN_IN_TRAINING), by_flag=_CHOSEN_IN_TRAINING, by_file=_CHOSEN_IN_TRAINING,
-                 strict=True)
+FINETUNING = Use(
+    (*NETWORK_KEYS, *_CHOSEN_IN_TRAINING), by_flag=_CHOSEN_IN_TRAINING, by_file=_CHOSEN_IN_TRAINING, strict=True
+)
 BACKBONE = Use(BACKBONE_KEYS, strict=True)
 
 
 def notes_of(config: Config) -> dict[str, str]:
     """The notes of the detector that a configuration builds, as `write_checkpoint` takes them."""
-    notes = {"version": __version__, "mindspore": version("mindspore"), **_facts(config.backbone),
-             "settings": {key: _plain(getattr(config, key)) for key in NOTED_KEYS}}
+    notes = {
+        "version": __version__,
+        "mindspore": version("mindspore"),
+        **_facts(config.backbone),
+        "settings": {key: _plain(getattr(config, key)) for key in NOTED_KEYS},
+    }
     return {META_DETECTOR: json.dumps(notes, ensure_ascii=False)}
 
 
@@ -108,12 +158,16 @@ def noted_settings(entries: Mapping[str, Any], path: str | Path) -> dict[str, An
     kinds = key_types()
     unknown = [key for key in settings if key not in kinds]
     if unknown:
-        raise UserError(f"checkpoint {path} was written by version {writer} and notes {', '.join(unknown)}, which this "
-                        f"version {__version__} does not know; use that version")
+        raise UserError(
+            f"checkpoint {path} was written by version {writer} and notes {', '.join(unknown)}, which this "
+            f"version {__version__} does not know; use that version"
+        )
     for key, expected in _facts(settings["backbone"]).items():
         if facts[key] != expected:
-            raise UserError(f"checkpoint {path} was trained with {key} {facts[key]}, this program has {expected}; it "
-                            "cannot run this detector")
+            raise UserError(
+                f"checkpoint {path} was trained with {key} {facts[key]}, this program has {expected}; it "
+                "cannot run this detector"
+            )
     return {key: convert(key, value, kinds[key], str(path)) for key, value in settings.items()}
 
 
@@ -138,8 +192,11 @@ def with_notes(config: Config, entries: Mapping[str, Any], path: str | Path, use
         noted["resnet_block"] = BACKBONE_BLOCKS[noted["backbone"]]
     missing = [key for key in use.keys if key not in {*noted, *DETECTION_KEYS, *_SHOWN_BY_SHAPES}]
     if missing:
-        LOGGER.warning("%s does not note all settings of its training; these come from the configuration, and must be "
-                       "those: %s", path, ", ".join(f"{key} {_shown(getattr(config, key))}" for key in missing))
+        LOGGER.warning(
+            "%s does not note all settings of its training; these come from the configuration, and must be those: %s",
+            path,
+            ", ".join(f"{key} {_shown(getattr(config, key))}" for key in missing),
+        )
     return settled(config, noted, f"checkpoint {path} was trained with", use)
 
 
@@ -160,48 +217,58 @@ def settled(config: Config, noted: Mapping[str, Any], source: str, use: Use) -> 
     """
     chosen, lines = dict(noted), []
     by_file = config.file_keys & set(use.by_file)
-    if by_file & set(CANVAS_KEYS):          # one canvas, not the width of one and the height of another
+    if by_file & set(CANVAS_KEYS):  # one canvas, not the width of one and the height of another
         by_file |= set(CANVAS_KEYS)
     for key, value in noted.items():
         own = getattr(config, key)
         if own == value:
             continue
         if key in config.command_line and key not in use.by_flag:
-            raise UserError(f"--{key} is {_shown(own)}, but {source} {_shown(value)}; leave --{key} out or use "
-                            "another model")
+            raise UserError(
+                f"--{key} is {_shown(own)}, but {source} {_shown(value)}; leave --{key} out or use another model"
+            )
         if key in config.file_keys and key not in by_file and use.strict:
-            raise UserError(f"{key} in {config.config_path} is {_shown(own)}, but {source} {_shown(value)}; change the "
-                            "file or use another model")
+            raise UserError(
+                f"{key} in {config.config_path} is {_shown(own)}, but {source} {_shown(value)}; change the "
+                "file or use another model"
+            )
         if key in config.command_line or key in by_file:
             chosen[key] = own
             lines.append(f"{key} is {_shown(own)}, as you set it; {source} {_shown(value)}")
         elif key in config.file_keys:
             lines.append(f"{key} in {config.config_path} is {_shown(own)}, but {source} {_shown(value)}: that is taken")
     if "rpn_nms_post" in noted and chosen["rpn_nms_post"] == noted["rpn_nms_post"]:
-        chosen["rpn_nms_post"] = chosen["rpn_max_num"]      # it may only repeat the other
+        chosen["rpn_nms_post"] = chosen["rpn_max_num"]  # it may only repeat the other
     for line in lines:
         LOGGER.warning(line)
-    quiet = [f"{key} {_shown(value)}" for key, value in chosen.items()
-             if getattr(config, key) != value and key not in config.file_keys | {"num_classes", "rpn_nms_post"}]
+    quiet = [
+        f"{key} {_shown(value)}"
+        for key, value in chosen.items()
+        if getattr(config, key) != value and key not in config.file_keys | {"num_classes", "rpn_nms_post"}
+    ]
     if quiet:
         LOGGER.info("%s %s: taken from there", source, ", ".join(quiet))
     try:
         return dataclasses.replace(config, **chosen)
     except ConfigError as error:
-        raise UserError(f"{error} Other values come from the model: {source} "
-                        + ", ".join(f"{key} {_shown(value)}" for key, value in noted.items())) from error
+        raise UserError(
+            f"{error} Other values come from the model: {source} "
+            + ", ".join(f"{key} {_shown(value)}" for key, value in noted.items())
+        ) from error
 
 
 def _facts(backbone: str) -> dict[str, Any]:
     """What is the same in all runs of this program, and would have to be in one that uses the weights."""
-    return {"normalisation": {"colour_order": "RGB", "pixel_mean": list(PIXEL_MEAN), "pixel_std": list(PIXEL_STD)},
-            "stage_stride_on": "first 1x1 convolution" if backbone == "resnet_v1_50" else "3x3 convolution"}
+    return {
+        "normalisation": {"colour_order": "RGB", "pixel_mean": list(PIXEL_MEAN), "pixel_std": list(PIXEL_STD)},
+        "stage_stride_on": "first 1x1 convolution" if backbone == "resnet_v1_50" else "3x3 convolution",
+    }
 
 
 def _first_release(entries: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if backbone := entries.get(META_BACKBONE):
-        BACKBONE_BLOCKS[backbone]           # a KeyError for a name that nobody has given
+        BACKBONE_BLOCKS[backbone]  # a KeyError for a name that nobody has given
         settings["backbone"] = backbone
     if noted := entries.get(META_CLASSES):
         # The very first files hold the names between commas.

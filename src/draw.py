@@ -1,4 +1,5 @@
 """Draw labelled boxes on pictures and write pictures."""
+
 import colorsys
 import logging
 from collections.abc import Callable, Sequence
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 
-MIN_LONG_SIDE = 640                     # smaller pictures are drawn on an enlarged copy
-_SIDE_FOR_UNIT_SCALE = 900.0            # sqrt(w * h) of a picture whose text has OpenCV's scale 0.6
-_GOLDEN_RATIO = 0.618033988749895       # hue step: neighbouring classes get far-apart hues
+MIN_LONG_SIDE = 640  # smaller pictures are drawn on an enlarged copy
+_SIDE_FOR_UNIT_SCALE = 900.0  # sqrt(w * h) of a picture whose text has OpenCV's scale 0.6
+_GOLDEN_RATIO = 0.618033988749895  # hue step: neighbouring classes get far-apart hues
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _PAPER, _GT_COLOUR = (16, 16, 16), (255, 255, 255), (255, 255, 255)
 _JPEG_QUALITY = 92
 
-Rect = tuple[int, int, int, int]        # x1, y1, x2, y2 in drawn pixels
+Rect = tuple[int, int, int, int]  # x1, y1, x2, y2 in drawn pixels
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -34,9 +35,16 @@ def class_colour(label: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_detections(image_rgb: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray,
-                    class_names: Sequence[str], *, score_thr: float = 0.5,
-                    gt_boxes: np.ndarray | None = None) -> np.ndarray:
+def draw_detections(
+    image_rgb: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    score_thr: float = 0.5,
+    gt_boxes: np.ndarray | None = None,
+) -> np.ndarray:
     """Draw detections, each with its class and score, on a copy of a picture.
 
     Colours follow the class, line and text size the picture; labels stay inside the picture and avoid each
@@ -91,8 +99,9 @@ def write_image(path: str | Path, image_rgb: np.ndarray) -> Path:
     return write_bytes(path, data.tobytes())
 
 
-def draw_results(evaluator: "CocoEvaluator", read_image: Callable[[dict], np.ndarray],
-                 output_dir: str | Path, num_images: int) -> list[Path]:
+def draw_results(
+    evaluator: "CocoEvaluator", read_image: Callable[[dict], np.ndarray], output_dir: str | Path, num_images: int
+) -> list[Path]:
     """Draw the detections and the ground truth of the first evaluated pictures into a folder.
 
     Args:
@@ -115,8 +124,14 @@ def draw_results(evaluator: "CocoEvaluator", read_image: Callable[[dict], np.nda
     paths = []
     for image in images:
         found = evaluator.detections(image["id"])
-        drawn = draw_detections(read_image(image), found.boxes_xyxy, found.labels, found.scores, class_names,
-                                gt_boxes=np.array(gt_boxes[image["id"]]))
+        drawn = draw_detections(
+            read_image(image),
+            found.boxes_xyxy,
+            found.labels,
+            found.scores,
+            class_names,
+            gt_boxes=np.array(gt_boxes[image["id"]]),
+        )
         name = f"{image['id']}_{Path(image['file_name']).stem}.png"
         paths.append(write_image(Path(output_dir) / name, drawn))
     LOGGER.info("drew %d pictures into %s (dashed white: ground truth)", len(paths), output_dir)
@@ -143,8 +158,12 @@ def _drawn_rect(box: np.ndarray, factor: float, canvas: np.ndarray) -> Rect:
     """A box in pixels of the canvas, clipped to it."""
     height, width = canvas.shape[:2]
     x1, y1, x2, y2 = np.rint(np.asarray(box, np.float64) * factor)
-    return (int(np.clip(x1, 0, width - 1)), int(np.clip(y1, 0, height - 1)),
-            int(np.clip(x2, 0, width - 1)), int(np.clip(y2, 0, height - 1)))
+    return (
+        int(np.clip(x1, 0, width - 1)),
+        int(np.clip(y1, 0, height - 1)),
+        int(np.clip(x2, 0, width - 1)),
+        int(np.clip(y2, 0, height - 1)),
+    )
 
 
 def _solid_box(canvas: np.ndarray, rect: Rect, colour: tuple[int, int, int], thickness: int) -> None:
@@ -166,8 +185,9 @@ def _dashed_box(canvas: np.ndarray, rect: Rect, thickness: int) -> None:
             cv2.line(canvas, (x, start), (x, min(start + dash, y2)), _GT_COLOUR, max(1, thickness - 1))
 
 
-def _label(canvas: np.ndarray, rect: Rect, text: str, colour: tuple[int, int, int], font_scale: float,
-           placed: Sequence[Rect]) -> Rect:
+def _label(
+    canvas: np.ndarray, rect: Rect, text: str, colour: tuple[int, int, int], font_scale: float, placed: Sequence[Rect]
+) -> Rect:
     """Write a label at its box and return the area it takes."""
     text_thickness = max(1, round(2 * font_scale))
     (text_width, text_height), baseline = cv2.getTextSize(text, _FONT, font_scale, text_thickness)
@@ -176,13 +196,20 @@ def _label(canvas: np.ndarray, rect: Rect, text: str, colour: tuple[int, int, in
     cv2.rectangle(canvas, area[:2], area[2:], colour, cv2.FILLED)
     red, green, blue = colour
     luminance = 0.299 * red + 0.587 * green + 0.114 * blue
-    cv2.putText(canvas, text, (area[0] + pad, area[3] - baseline), _FONT, font_scale,
-                _INK if luminance > 128 else _PAPER, text_thickness, cv2.LINE_AA)
+    cv2.putText(
+        canvas,
+        text,
+        (area[0] + pad, area[3] - baseline),
+        _FONT,
+        font_scale,
+        _INK if luminance > 128 else _PAPER,
+        text_thickness,
+        cv2.LINE_AA,
+    )
     return area
 
 
-def _label_area(rect: Rect, width: int, height: int, shape: tuple[int, ...],
-                placed: Sequence[Rect]) -> Rect:
+def _label_area(rect: Rect, width: int, height: int, shape: tuple[int, ...], placed: Sequence[Rect]) -> Rect:
     """The first free place for a label: above the box, inside its top or bottom, below; else above all."""
     x1, y1, x2, y2 = rect
     candidates = []
@@ -196,4 +223,4 @@ def _label_area(rect: Rect, width: int, height: int, shape: tuple[int, ...],
 
 
 def _overlap(first: Rect, second: Rect) -> bool:
-    return (first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3])
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]

@@ -1,4 +1,5 @@
 """The evaluation data of a run, ready to score any model: what eval.py, eval_onnx.py and training share."""
+
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -41,12 +42,16 @@ class Evaluation:
             dict[str, float]: see `src.util.CocoEvaluator.summarize`.
         """
         config = self.config
-        evaluator = CocoEvaluator(self.ground_truth, category_ids(config, self.ground_truth), dataset_name(config),
-                                  config.test_max_per_img)
-        evaluate(network, create_eval_dataset(config, self.record_files), evaluator,
-                 batch_size=config.test_batch_size)
+        evaluator = CocoEvaluator(
+            self.ground_truth, category_ids(config, self.ground_truth), dataset_name(config), config.test_max_per_img
+        )
+        evaluate(network, create_eval_dataset(config, self.record_files), evaluator, batch_size=config.test_batch_size)
         metrics = evaluator.summarize(self.output_dir)
         if config.draw_images:
-            draw_results(evaluator, lambda image: read_rgb(image_path(config, image["file_name"])),
-                         self.output_dir / "detections", config.draw_images)
+            draw_results(
+                evaluator,
+                lambda image: read_rgb(image_path(config, image["file_name"])),
+                self.output_dir / "detections",
+                config.draw_images,
+            )
         return metrics

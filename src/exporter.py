@@ -1,4 +1,5 @@
 """Checkpoint in, MINDIR, AIR or ONNX file out, and the proof that the file detects what the network detects."""
+
 import dataclasses
 import logging
 import shutil
@@ -64,11 +65,14 @@ def export_detector(config: Config) -> Path:
             detects something else than the network.
     """
     if config.file_format == "AIR" and config.device_target != "Ascend":
-        raise UserError(f"file_format AIR can only be written on Ascend, device_target is {config.device_target}; use "
-                        "--file_format=MINDIR or ONNX here, or export on a machine with an Ascend device")
+        raise UserError(
+            f"file_format AIR can only be written on Ascend, device_target is {config.device_target}; use "
+            "--file_format=MINDIR or ONNX here, or export on a machine with an Ascend device"
+        )
     if config.file_format != "ONNX" and config.onnx_precision != "float32":
-        raise UserError(f"onnx_precision {config.onnx_precision} goes with file_format ONNX, which is "
-                        f"{config.file_format}")
+        raise UserError(
+            f"onnx_precision {config.onnx_precision} goes with file_format ONNX, which is {config.file_format}"
+        )
     suffix = SUFFIXES[config.file_format]
     path = Path(config.file_name if config.file_name.endswith(suffix) else config.file_name + suffix)
     config = noted_config(config, config.ckpt_file)
@@ -79,7 +83,7 @@ def export_detector(config: Config) -> Path:
 
     def write_and_check(partial: Path) -> None:
         write(network, config, partial)
-        if config.file_format != "AIR":     # nothing but an Ascend device reads it
+        if config.file_format != "AIR":  # nothing but an Ascend device reads it
             _check(open_model(partial, config), reference, exact=precision != "int8")
 
     LOGGER.info("writing %s (%s weights)", path, precision)
@@ -91,8 +95,10 @@ def export_detector(config: Config) -> Path:
 def _write_mindspore(network: nn.Cell, config: Config, path: Path) -> None:
     """Write MINDIR or AIR with a fixed batch of `test_batch_size`."""
     batch = config.test_batch_size
-    inputs = (ms.Tensor(np.zeros((batch, 3, config.img_height, config.img_width), np.float32)),
-              ms.Tensor(np.ones((batch, 4), np.float32)))
+    inputs = (
+        ms.Tensor(np.zeros((batch, 3, config.img_height, config.img_width), np.float32)),
+        ms.Tensor(np.ones((batch, 4), np.float32)),
+    )
     options = {}
     if config.file_format == "MINDIR":
         options["custom_func"] = lambda content: content.user_info.update(_notes(config))
@@ -115,6 +121,7 @@ def _write_onnx(network: nn.Cell, config: Config, path: Path) -> None:
         store_weights_as_float16(model)
     elif config.onnx_precision == "int8":
         from src.onnx_quantize import quantize
+
         model = quantize(model, config)
     for key, value in _notes(config).items():
         model.metadata_props.add(key=key, value=value)
@@ -127,6 +134,7 @@ def _notes(config: Config) -> dict[str, str]:
 
 
 # ---- the check -----------------------------------------------------------------------------------------------
+
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
@@ -186,7 +194,7 @@ def sample_pictures(canvas_height: int, canvas_width: int) -> dict[str, np.ndarr
     for _ in range(12):
         x1, y1 = rng.integers(0, width * 3 // 4), rng.integers(0, height * 3 // 4)
         w, h = rng.integers(width // 20, width // 4), rng.integers(height // 20, height // 4)
-        generated[y1:y1 + h, x1:x1 + w] = rng.integers(0, 256, 3, np.uint8)
+        generated[y1 : y1 + h, x1 : x1 + w] = rng.integers(0, 256, 3, np.uint8)
     return {GENERATED: generated, BLACK: np.zeros((height, width, 3), np.uint8)}
 
 
@@ -195,16 +203,26 @@ def _check(model: Model, reference: Model, exact: bool) -> None:
     canvas = reference.info.canvas
     for name, picture in sample_pictures(canvas.height, canvas.width).items():
         image, meta = (array[None] for array in evaluation_input(picture, canvas))
-        expected, found = (detections_from_outputs(*(output[0] for output in run(image, meta)[:3]), max_detections=None)
-                           for run in (reference, model))
+        expected, found = (
+            detections_from_outputs(*(output[0] for output in run(image, meta)[:3]), max_detections=None)
+            for run in (reference, model)
+        )
         difference = compare_detections(expected, found)
-        LOGGER.info("%s: network %d detections, file %d, %d in common; largest difference among these: box %.2g px, "
-                    "score %.2g", name, difference.num_expected, difference.num_found, difference.num_same,
-                    difference.box, difference.score)
+        LOGGER.info(
+            "%s: network %d detections, file %d, %d in common; largest difference among these: box %.2g px, score %.2g",
+            name,
+            difference.num_expected,
+            difference.num_found,
+            difference.num_same,
+            difference.box,
+            difference.score,
+        )
         # Where the black picture has detections, thousands of places score exactly alike: rounding decides among them.
         has_ties = name == BLACK and difference.num_expected > 0
         if exact and not has_ties and difference.agreement < MIN_AGREEMENT:
-            raise UserError(f"nothing is written: the {model.path.suffix} file detects something else than the "
-                            f"network; on the {name} only {difference.num_same} of {difference.num_expected} "
-                            "detections agree. Weights that have not learnt yet have many equal scores; train first, "
-                            "or report this as a bug")
+            raise UserError(
+                f"nothing is written: the {model.path.suffix} file detects something else than the "
+                f"network; on the {name} only {difference.num_same} of {difference.num_expected} "
+                "detections agree. Weights that have not learnt yet have many equal scores; train first, "
+                "or report this as a bug"
+            )

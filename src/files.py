@@ -1,4 +1,5 @@
 """Writing result files so that a failure never costs the file that was there before."""
+
 import json
 import os
 import shutil

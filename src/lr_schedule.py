@@ -1,4 +1,5 @@
 """Learning rates as pure functions: a list with one value per step."""
+
 import math
 from collections.abc import Sequence
 
@@ -54,7 +55,7 @@ def multistep_lr(lr: float, steps_per_epoch: int, epoch_size: int, milestones: S
     rates = []
     for epoch in range(epoch_size):
         passed = sum(epoch >= milestone for milestone in milestones)
-        rates += [lr * 0.1 ** passed] * steps_per_epoch
+        rates += [lr * 0.1**passed] * steps_per_epoch
     return rates
 
 

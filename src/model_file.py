@@ -2,6 +2,7 @@
 
 Exported files carry notes about themselves (:class:`ModelInfo`), so that whoever holds one needs no configuration.
 """
+
 import dataclasses
 import json
 import logging
@@ -31,10 +32,14 @@ LOGGER = logging.getLogger(__name__)
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
 # What is the same in every file, for programs of others that read one.
 CONVENTIONS = {
-    "colour_order": "RGB", "layout": "NCHW", "pixel_mean": list(PIXEL_MEAN), "pixel_std": list(PIXEL_STD),
+    "colour_order": "RGB",
+    "layout": "NCHW",
+    "pixel_mean": list(PIXEL_MEAN),
+    "pixel_std": list(PIXEL_STD),
     "padding": "0 at the right and bottom, before normalisation",
     "image_shape": "height and width of the picture, scale_h, scale_w",
-    "boxes": "x1 y1 x2 y2 in pixels of the picture, score", "labels": "0 is the first of class_names",
+    "boxes": "x1 y1 x2 y2 in pixels of the picture, score",
+    "labels": "0 is the first of class_names",
 }
 
 
@@ -62,8 +67,15 @@ class ModelInfo:
     @classmethod
     def from_config(cls, config: Config, precision: str = "float32") -> "ModelInfo":
         """The description of the detector that a configuration builds."""
-        return cls(config.class_names, Canvas(config.img_width, config.img_height, config.keep_ratio), config.backbone,
-                   config.test_score_thr, config.test_iou_thr, config.test_max_per_img, precision)
+        return cls(
+            config.class_names,
+            Canvas(config.img_width, config.img_height, config.keep_ratio),
+            config.backbone,
+            config.test_score_thr,
+            config.test_iou_thr,
+            config.test_max_per_img,
+            precision,
+        )
 
     def notes(self) -> dict[str, str]:
         """Keys and JSON texts as exported files carry them; versions and conventions besides."""
@@ -83,8 +95,10 @@ class ModelInfo:
             values["canvas"] = Canvas(**values["canvas"])
             return cls(**values | {"class_names": tuple(values["class_names"])})
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: its notes about classes and sizes are missing or damaged ({error!r}); export the "
-                            "checkpoint again with export.py") from error
+            raise UserError(
+                f"{path}: its notes about classes and sizes are missing or damaged ({error!r}); export the "
+                "checkpoint again with export.py"
+            ) from error
 
     def configuration(self, config: Config, settings: Mapping[str, Any] | None = None) -> Config:
         """The configuration with the classes and sizes of an exported file; says in the log what comes from there.
@@ -96,10 +110,17 @@ class ModelInfo:
         Raises:
             UserError: a flag contradicts the file.
         """
-        stated = {"coco_classes": ("background", *self.class_names), "num_classes": len(self.class_names) + 1,
-                  "img_width": self.canvas.width, "img_height": self.canvas.height,
-                  "keep_ratio": self.canvas.keep_ratio, "backbone": self.backbone,
-                  "test_score_thr": self.score_thr, "test_iou_thr": self.iou_thr, "test_max_per_img": self.max_per_img}
+        stated = {
+            "coco_classes": ("background", *self.class_names),
+            "num_classes": len(self.class_names) + 1,
+            "img_width": self.canvas.width,
+            "img_height": self.canvas.height,
+            "keep_ratio": self.canvas.keep_ratio,
+            "backbone": self.backbone,
+            "test_score_thr": self.score_thr,
+            "test_iou_thr": self.iou_thr,
+            "test_max_per_img": self.max_per_img,
+        }
         return settled(config, {**(settings or {}), **stated}, "the model was exported with", EXPORTED)
 
 
@@ -140,16 +161,20 @@ class Model:
         self._check_input("image metadata", metas, (4,))
         num_images = len(images)
         if len(metas) != num_images or num_images > (self.batch_size or num_images):
-            raise UserError(f"{self.path}: {num_images} images with {len(metas)} rows of metadata; expected as many of "
-                            f"both, {f'up to {self.batch_size}' if self.batch_size else 'any number'}")
+            raise UserError(
+                f"{self.path}: {num_images} images with {len(metas)} rows of metadata; expected as many of "
+                f"both, {f'up to {self.batch_size}' if self.batch_size else 'any number'}"
+            )
         if self.batch_size:
             images, metas = filled_up(images, self.batch_size), filled_up(metas, self.batch_size)
         return [output[:num_images] for output in self.run(images, metas)]
 
     def _check_input(self, what: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         if array.shape[1:] != shape or array.dtype != np.float32 or array.ndim != len(shape) + 1:
-            raise UserError(f"{self.path}: the {what} is {array.dtype} {array.shape}; expected float32 "
-                            f"(B, {', '.join(map(str, shape))})")
+            raise UserError(
+                f"{self.path}: the {what} is {array.dtype} {array.shape}; expected float32 "
+                f"(B, {', '.join(map(str, shape))})"
+            )
 
 
 def load_model(path: str | Path, config: Config) -> Model:
@@ -168,9 +193,15 @@ def load_model(path: str | Path, config: Config) -> Model:
     """
     model = open_model(Path(path), config)
     info = model.info
-    LOGGER.info("loaded %s: %s weights, %d classes, canvas %d x %d, %s", path, info.precision, len(info.class_names),
-                info.canvas.width, info.canvas.height,
-                f"batches of {model.batch_size}" if model.batch_size else "batches of any size")
+    LOGGER.info(
+        "loaded %s: %s weights, %d classes, canvas %d x %d, %s",
+        path,
+        info.precision,
+        len(info.class_names),
+        info.canvas.width,
+        info.canvas.height,
+        f"batches of {model.batch_size}" if model.batch_size else "batches of any size",
+    )
     return model
 
 
@@ -180,15 +211,19 @@ def open_model(path: Path, config: Config) -> Model:
     if path.suffix.lower() not in loaders:
         raise UserError(f"model {path}: expected a file that ends in {', '.join(loaders)}")
     if not path.is_file():
-        raise UserError(f"model {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file that "
-                        f"ends in {', '.join(loaders)}")
+        raise UserError(
+            f"model {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file that "
+            f"ends in {', '.join(loaders)}"
+        )
     return loaders[path.suffix.lower()](path, config)
 
 
 def cell_runner(cell: nn.Cell) -> Callable[[np.ndarray, np.ndarray], list[np.ndarray]]:
     """Arrays in, arrays out around a cell."""
+
     def run(images: np.ndarray, metas: np.ndarray) -> list[np.ndarray]:
         return [output.asnumpy() for output in cell(ms.Tensor(images), ms.Tensor(metas))]
+
     return run
 
 
@@ -210,14 +245,16 @@ def _load_checkpoint(path: Path, config: Config) -> Model:
     return network_model(load_detector(build_detector(config), path), config, path)
 
 
-def _exported(notes: Mapping[str, str], path: Path, config: Config,
-              seen: Mapping[str, Any] | None = None) -> tuple[ModelInfo, Config]:
+def _exported(
+    notes: Mapping[str, str], path: Path, config: Config, seen: Mapping[str, Any] | None = None
+) -> tuple[ModelInfo, Config]:
     """What an exported file says of itself and what is seen in its graph, and the configuration with it."""
     info = ModelInfo.from_notes(notes, path)
     return info, info.configuration(config, noted_settings(notes, path) | (seen or {}))
 
 
 # ---- ONNX ----------------------------------------------------------------------------------------------------
+
 
 def _load_onnx(path: Path, config: Config) -> Model:
     import onnxruntime
@@ -226,20 +263,35 @@ def _load_onnx(path: Path, config: Config) -> Model:
     providers = _onnx_providers(config)
     try:
         session = onnxruntime.InferenceSession(str(path), providers=providers)
-    except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented,
-            state.RuntimeException) as error:
-        raise UserError(f"{path} is damaged or no ONNX file that ONNX Runtime {onnxruntime.__version__} can run: "
-                        f"{first_line(error)}") from error
+    except (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.RuntimeException,
+    ) as error:
+        raise UserError(
+            f"{path} is damaged or no ONNX file that ONNX Runtime {onnxruntime.__version__} can run: "
+            f"{first_line(error)}"
+        ) from error
     _check_onnx_device(session.get_providers()[0], config)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 2 or len(outputs) != 3:
-        raise UserError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; expected image and image "
-                        "metadata in, boxes, labels and mask out. Is it a detector?")
+        raise UserError(
+            f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; expected image and image "
+            "metadata in, boxes, labels and mask out. Is it a detector?"
+        )
     info, config = _exported(session.get_modelmeta().custom_metadata_map, path, config)
     names = [value.name for value in inputs]
     batch_size = inputs[0].shape[0]
-    return Model(path, info, batch_size if isinstance(batch_size, int) else None,
-                 lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True))), config)
+    return Model(
+        path,
+        info,
+        batch_size if isinstance(batch_size, int) else None,
+        lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True))),
+        config,
+    )
 
 
 def _onnx_providers(config: Config) -> list[str]:
@@ -251,9 +303,11 @@ def _onnx_providers(config: Config) -> list[str]:
         best_first = dict.fromkeys((asked, PROVIDERS["GPU"], PROVIDERS["Ascend"], PROVIDERS["CPU"]))
         return [provider for provider in best_first if provider in available]
     if asked not in available:
-        raise UserError(f"device_target is {config.device_target}, but this ONNX Runtime {onnxruntime.__version__} has "
-                        f"only {', '.join(available)}. Use --device_target=CPU, or install the ONNX Runtime package "
-                        f"for {config.device_target}")
+        raise UserError(
+            f"device_target is {config.device_target}, but this ONNX Runtime {onnxruntime.__version__} has "
+            f"only {', '.join(available)}. Use --device_target=CPU, or install the ONNX Runtime package "
+            f"for {config.device_target}"
+        )
     return [asked]
 
 
@@ -262,13 +316,19 @@ def _check_onnx_device(used: str, config: Config) -> None:
     if used == PROVIDERS[config.device_target]:
         return
     if "device_target" in config.command_line:
-        raise UserError(f"device_target is {config.device_target}, but ONNX Runtime cannot start it here; its message "
-                        "stands above. Use --device_target=CPU, or install what the device needs")
-    LOGGER.info("this ONNX Runtime has no %s, the device_target of the configuration: the model runs on %s",
-                config.device_target, next(target for target, provider in PROVIDERS.items() if provider == used))
+        raise UserError(
+            f"device_target is {config.device_target}, but ONNX Runtime cannot start it here; its message "
+            "stands above. Use --device_target=CPU, or install what the device needs"
+        )
+    LOGGER.info(
+        "this ONNX Runtime has no %s, the device_target of the configuration: the model runs on %s",
+        config.device_target,
+        next(target for target, provider in PROVIDERS.items() if provider == used),
+    )
 
 
 # ---- MINDIR --------------------------------------------------------------------------------------------------
+
 
 def _load_mindir(path: Path, config: Config) -> Model:
     from mindspore.train.mind_ir_pb2 import ModelProto

@@ -1,4 +1,5 @@
 """Training: the step, the loop, and what happens between steps."""
+
 import logging
 import math
 import time
@@ -44,8 +45,14 @@ class TrainStep(nn.Cell):
     Outputs: the network's six losses, float32 scalars.
     """
 
-    def __init__(self, network: nn.Cell, optimizer: Optimizer, loss_scale: float = 1.0,
-                 clip_norm: float | None = None, num_devices: int = 1):
+    def __init__(
+        self,
+        network: nn.Cell,
+        optimizer: Optimizer,
+        loss_scale: float = 1.0,
+        clip_norm: float | None = None,
+        num_devices: int = 1,
+    ):
         super().__init__(auto_prefix=False)
         self.network = network
         self.optimizer = optimizer
@@ -102,8 +109,13 @@ def build_step(network: nn.Cell, config, rates: Sequence[float], device: Device)
     """
     # A CPU computes in float32, where no gradient vanishes; unscaling all of them would only take time to compile.
     loss_scale = 1.0 if device.target == "CPU" else config.loss_scale
-    return TrainStep(network, build_optimizer(config, network, rates), loss_scale,
-                     config.grad_clip_norm if config.grad_clip else None, device.num_devices)
+    return TrainStep(
+        network,
+        build_optimizer(config, network, rates),
+        loss_scale,
+        config.grad_clip_norm if config.grad_clip else None,
+        device.num_devices,
+    )
 
 
 def check_start(config) -> None:
@@ -116,14 +128,18 @@ def check_start(config) -> None:
         UserError: no weights are given, but layers or batch-norm statistics would stay as they are.
     """
     if config.finetune and not config.pre_trained:
-        raise UserError("finetune is True, but pre_trained is empty: name the detector to start from, "
-                        "--pre_trained=DETECTOR.ckpt, or leave finetune out")
+        raise UserError(
+            "finetune is True, but pre_trained is empty: name the detector to start from, "
+            "--pre_trained=DETECTOR.ckpt, or leave finetune out"
+        )
     if config.pre_trained or (config.frozen_stages < 0 and not config.norm_eval):
         return
-    raise UserError(f"--pre_trained is empty, but frozen_stages={config.frozen_stages} and "
-                    f"norm_eval={config.norm_eval} would keep random layers or batch-norm statistics as they are, and "
-                    f"the detector could not learn. Give a checkpoint with --pre_trained, or train all layers with "
-                    f"--frozen_stages=-1 --norm_eval=False")
+    raise UserError(
+        f"--pre_trained is empty, but frozen_stages={config.frozen_stages} and "
+        f"norm_eval={config.norm_eval} would keep random layers or batch-norm statistics as they are, and "
+        f"the detector could not learn. Give a checkpoint with --pre_trained, or train all layers with "
+        f"--frozen_stages=-1 --norm_eval=False"
+    )
 
 
 def train(network: nn.Cell, dataset, config, device: Device, evaluate: Callable[[], float] | None = None) -> None:
@@ -145,9 +161,16 @@ def train(network: nn.Cell, dataset, config, device: Device, evaluate: Callable[
     """
     steps = dataset.get_dataset_size()
     rates = learning_rates(config, steps, device.num_devices)
-    LOGGER.info("learning rate %.6g = base_lr %g x %d devices x batch %d / 16, %s schedule, %d epochs of %d steps",
-                config.base_lr * device.num_devices * config.batch_size / 16, config.base_lr, device.num_devices,
-                config.batch_size, config.lr_type, config.epoch_size, steps)
+    LOGGER.info(
+        "learning rate %.6g = base_lr %g x %d devices x batch %d / 16, %s schedule, %d epochs of %d steps",
+        config.base_lr * device.num_devices * config.batch_size / 16,
+        config.base_lr,
+        device.num_devices,
+        config.batch_size,
+        config.lr_type,
+        config.epoch_size,
+        steps,
+    )
     step_network = build_step(network, config, rates, device)
     checkpoints = Checkpoints(config, device)
     best = -math.inf
@@ -190,6 +213,7 @@ class LossLog:
     @staticmethod
     def _open_summary():
         from tensorboardX import SummaryWriter
+
         return SummaryWriter(SUMMARY_FOLDER)
 
     def __enter__(self) -> "LossLog":
@@ -232,9 +256,11 @@ class LossLog:
             except OSError as error:
                 raise cannot_write(self.path.absolute(), error) from error
         if not finite:
-            raise UserError(f"the loss is not finite any more; training stops, saved checkpoints stay as they are.\n"
-                            f"  {line}\n  image ids of the batch: {', '.join(map(str, image_ids))}\n"
-                            f"Try a lower --base_lr, or --grad_clip=True")
+            raise UserError(
+                f"the loss is not finite any more; training stops, saved checkpoints stay as they are.\n"
+                f"  {line}\n  image ids of the batch: {', '.join(map(str, image_ids))}\n"
+                f"Try a lower --base_lr, or --grad_clip=True"
+            )
         self._show(epoch, step, losses, total, rate)
 
     def _show(self, epoch: int, step: int, losses: Sequence[float], total: float, rate: float) -> None:
@@ -249,8 +275,16 @@ class LossLog:
             LOGGER.info("first step done after %.1f s", time.time() - self.start)
             self.start = time.time()
         if self.talks and self.bar.disable and (step % self.plain_interval == 0 or step == self.steps):
-            LOGGER.info("epoch %d/%d step %d/%d: total_loss %.5f, lr %.6f%s", epoch, self.epochs, step, self.steps,
-                        total, rate, self._pace(done))
+            LOGGER.info(
+                "epoch %d/%d step %d/%d: total_loss %.5f, lr %.6f%s",
+                epoch,
+                self.epochs,
+                step,
+                self.steps,
+                total,
+                rate,
+                self._pace(done),
+            )
 
     def _pace(self, done: int) -> str:
         """Seconds per step and time left for the plain line; nothing after the first step, as both count from it."""
@@ -304,7 +338,7 @@ class Checkpoints:
         """
         if not self.active:
             return best
-        if not score >= 0:      # -1 without ground truth, or NaN
+        if not score >= 0:  # -1 without ground truth, or NaN
             LOGGER.warning("AP is %g: there was nothing to score, so this network is not kept as the best", score)
             return best
         if score <= best:

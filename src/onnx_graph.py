@@ -9,6 +9,7 @@ suppression sees every (box, class) pair above the threshold, so detections are 
 Size letters as in ``src.FasterRcnn``: B images, A anchors per cell, M anchors that enter suppression, R proposals, K
 classes with background, D detections.
 """
+
 import math
 from collections.abc import Mapping, Sequence
 
@@ -21,8 +22,8 @@ from src.FasterRcnn.box_ops import WH_RATIO_CLIP
 
 INPUT_NAMES = ("image", "image_shape")
 OUTPUT_NAMES = ("boxes", "labels", "mask")
-OPSET = 17          # the newest that ONNX Runtime 1.12 and the compilers of most devices read
-IR_VERSION = 8      # goes with it
+OPSET = 17  # the newest that ONNX Runtime 1.12 and the compilers of most devices read
+IR_VERSION = 8  # goes with it
 BATCH_NORM_EPS = 1e-5
 SUPPRESSED = -1e30  # below every logit
 MIN_FLOAT16_SIZE = 1024
@@ -98,12 +99,18 @@ def build_onnx(parameters: Mapping[str, np.ndarray], config) -> onnx.ModelProto:
     canvas = ("B", 3, config.img_height, config.img_width)
     return helper.make_model(
         helper.make_graph(
-            graph.nodes, "faster_rcnn",
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-             for name, shape in zip(INPUT_NAMES, (canvas, ("B", 4)), strict=True)],
+            graph.nodes,
+            "faster_rcnn",
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                for name, shape in zip(INPUT_NAMES, (canvas, ("B", 4)), strict=True)
+            ],
             [helper.make_tensor_value_info(*spec) for spec in zip(OUTPUT_NAMES, types, shapes, strict=True)],
-            graph.initializers),
-        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+            graph.initializers,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
 
 
 def store_weights_as_float16(model: onnx.ModelProto) -> None:
@@ -130,15 +137,16 @@ def store_weights_as_float16(model: onnx.ModelProto) -> None:
 
 # ---- backbone and pyramid ------------------------------------------------------------------------------------
 
+
 def _convolution(graph: Graph, x: str, weight: str, bias: str, size: int, stride: int = 1) -> str:
-    return graph.add("Conv", x, weight, bias, kernel_shape=[size, size], strides=[stride, stride],
-                     pads=[size // 2] * 4)
+    return graph.add("Conv", x, weight, bias, kernel_shape=[size, size], strides=[stride, stride], pads=[size // 2] * 4)
 
 
 def _folded(graph: Graph, parameters: Mapping, x: str, conv: str, norm: str, stride: int = 1) -> str:
     """A convolution and the batch norm behind it as one convolution with bias."""
-    gamma, beta, mean, variance = (parameters[f"{norm}.{part}"].astype(np.float64)
-                                   for part in ("gamma", "beta", "moving_mean", "moving_variance"))
+    gamma, beta, mean, variance = (
+        parameters[f"{norm}.{part}"].astype(np.float64) for part in ("gamma", "beta", "moving_mean", "moving_variance")
+    )
     factor = gamma / np.sqrt(variance + BATCH_NORM_EPS)
     weight = parameters[f"{conv}.weight"] * factor[:, None, None, None]
     return _convolution(graph, x, graph.constant(weight), graph.constant(beta - mean * factor), weight.shape[2], stride)
@@ -159,8 +167,14 @@ def _backbone(graph: Graph, parameters: Mapping, config) -> list[str]:
     for stage, num_blocks in enumerate(config.resnet_block, start=1):
         for block in range(num_blocks):
             stride = 2 if stage > 1 and block == 0 else 1
-            x = _block(graph, parameters, x, f"backbone.layer{stage}.{block}", stride,
-                       stride_on_first=config.backbone == "resnet_v1_50")
+            x = _block(
+                graph,
+                parameters,
+                x,
+                f"backbone.layer{stage}.{block}",
+                stride,
+                stride_on_first=config.backbone == "resnet_v1_50",
+            )
         stages.append(x)
     return stages
 
@@ -181,11 +195,19 @@ def _pyramid(graph: Graph, parameters: Mapping, stages: Sequence[str], num_outs:
     twice = graph.constant([1, 1, 2, 2])
     merged, outs = "", []
     for level in range(len(stages) - 1, -1, -1):
-        lateral = _convolution(graph, stages[level],
-                               *_plain(graph, parameters, f"fpn_neck.lateral_convs_list.{level}"), 1)
+        lateral = _convolution(
+            graph, stages[level], *_plain(graph, parameters, f"fpn_neck.lateral_convs_list.{level}"), 1
+        )
         if merged:
-            coarse = graph.add("Resize", merged, "", twice, mode="nearest", nearest_mode="floor",
-                               coordinate_transformation_mode="asymmetric")
+            coarse = graph.add(
+                "Resize",
+                merged,
+                "",
+                twice,
+                mode="nearest",
+                nearest_mode="floor",
+                coordinate_transformation_mode="asymmetric",
+            )
             lateral = graph.add("Add", lateral, coarse)
         merged = lateral
         outs.insert(0, _convolution(graph, merged, *_plain(graph, parameters, f"fpn_neck.fpn_convs_list.{level}"), 3))
@@ -195,6 +217,7 @@ def _pyramid(graph: Graph, parameters: Mapping, stages: Sequence[str], num_outs:
 
 
 # ---- boxes ---------------------------------------------------------------------------------------------------
+
 
 def _decode(graph: Graph, anchors: str, deltas: str, means: Sequence[float], stds: Sequence[float], config) -> str:
     """Boxes (..., 4) from anchors and deltas, clipped to the canvas, as ``src.FasterRcnn.box_ops.BoxCoder``."""
@@ -220,8 +243,14 @@ def _suppress(graph: Graph, boxes: str, scores: str, max_num: int, iou_thr: floa
     """
     low, high = graph.columns(boxes, 0, 2), graph.columns(boxes, 2, 4)
     boxes = graph.add("Concat", low, graph.add("Max", low, high), axis=-1)
-    selected = graph.add("NonMaxSuppression", boxes, scores, graph.integers(max_num), graph.constant([iou_thr]),
-                         graph.constant([score_thr]))
+    selected = graph.add(
+        "NonMaxSuppression",
+        boxes,
+        scores,
+        graph.integers(max_num),
+        graph.constant([iou_thr]),
+        graph.constant([score_thr]),
+    )
     return graph.add("Gather", selected, graph.integers(0, 2), axis=1)
 
 
@@ -236,25 +265,32 @@ def _padded_rows(graph: Graph, x: str, missing: int, rank: int, value: float = 0
 
 def _kept_scores(graph: Graph, scores: str, selected: str, fill: float) -> str:
     """Scores (B, N) with ``fill`` in place of those not selected; ``selected`` holds (row, column) pairs."""
-    nothing = graph.add("ConstantOfShape", graph.add("Shape", scores),
-                        value=helper.make_tensor("fill", TensorProto.FLOAT, [1], [fill]))
+    nothing = graph.add(
+        "ConstantOfShape", graph.add("Shape", scores), value=helper.make_tensor("fill", TensorProto.FLOAT, [1], [fill])
+    )
     return graph.add("ScatterND", nothing, selected, graph.add("GatherND", scores, selected))
 
 
 # ---- proposals -----------------------------------------------------------------------------------------------
 
+
 def _rpn_head(graph: Graph, parameters: Mapping, features: Sequence[str]) -> list[tuple[str, str]]:
     """Logits (B, H, W, A) and deltas (B, H, W, 4A) of every level, as ``src.FasterRcnn.rpn.RpnRegClsBlock``."""
     graph.stage = "rpn_predictor"
-    shared, logit, delta = (_plain(graph, parameters, f"rpn_with_loss.rpn_convs_list.0.{name}")
-                            for name in ("rpn_conv", "rpn_cls", "rpn_reg"))
+    shared, logit, delta = (
+        _plain(graph, parameters, f"rpn_with_loss.rpn_convs_list.0.{name}")
+        for name in ("rpn_conv", "rpn_cls", "rpn_reg")
+    )
     outs = []
     for feature in features:
         graph.stage = "rpn"
         x = graph.add("Relu", _convolution(graph, feature, *shared, 3))
         graph.stage = "rpn_predictor"
-        outs.append(tuple(graph.add("Transpose", _convolution(graph, x, *layer, 1), perm=[0, 2, 3, 1])
-                          for layer in (logit, delta)))
+        outs.append(
+            tuple(
+                graph.add("Transpose", _convolution(graph, x, *layer, 1), perm=[0, 2, 3, 1]) for layer in (logit, delta)
+            )
+        )
     return outs
 
 
@@ -262,8 +298,9 @@ def _proposals(graph: Graph, parameters: Mapping, features: Sequence[str], confi
     """Proposals (B, R, 4) and their mask (B, R), as ``src.FasterRcnn.proposal_generator.Proposal``."""
     heads = _rpn_head(graph, parameters, features)
     graph.stage = "proposals"
-    level_anchors = pyramid_anchors((config.img_height, config.img_width), config.anchor_strides,
-                                    config.anchor_scales, config.anchor_ratios)
+    level_anchors = pyramid_anchors(
+        (config.img_height, config.img_width), config.anchor_strides, config.anchor_scales, config.anchor_ratios
+    )
     scores, anchors, deltas, counts = [], [], [], []
     for (logit_map, delta_map), anchors_here in zip(heads, level_anchors, strict=True):
         counts.append(min(config.rpn_nms_pre, len(anchors_here)))
@@ -276,8 +313,9 @@ def _proposals(graph: Graph, parameters: Mapping, features: Sequence[str], confi
     # Levels are the "classes" of the suppression: a box takes part in its own level only.
     level = np.repeat(np.arange(len(counts)), counts)
     own_level = graph.constant(level == np.arange(len(counts))[:, None], bool)
-    level_scores = graph.add("Where", own_level, graph.add("Unsqueeze", scores, graph.integers(1)),
-                             graph.constant(SUPPRESSED))
+    level_scores = graph.add(
+        "Where", own_level, graph.add("Unsqueeze", scores, graph.integers(1)), graph.constant(SUPPRESSED)
+    )
     selected = _suppress(graph, boxes, level_scores, config.rpn_max_num, config.rpn_nms_thr, SUPPRESSED)
     return _best_proposals(graph, boxes, _kept_scores(graph, scores, selected, SUPPRESSED), sum(counts), config)
 
@@ -293,6 +331,7 @@ def _best_proposals(graph: Graph, boxes: str, scores: str, num_boxes: int, confi
 
 
 # ---- RoIAlign and box head -----------------------------------------------------------------------------------
+
 
 def _roi_levels(graph: Graph, rois: str, config) -> str:
     """Pyramid level of each RoI (B * R, 4) as int64 (B * R,), as ``src.FasterRcnn.roi_align.roi_levels``."""
@@ -325,10 +364,20 @@ def _pool(graph: Graph, proposals: str, features: Sequence[str], config) -> tupl
         corners = np.array([0, 0, 1, 1]) + 0.5 * stride
         half_open = graph.add("Add", graph.add("Gather", rois, position), graph.constant(corners))
         positions.append(position)
-        pooled.append(graph.add("RoiAlign", features[level], half_open, graph.add("Gather", image, position),
-                                coordinate_transformation_mode="half_pixel", mode="avg", output_height=bins,
-                                output_width=bins, sampling_ratio=config.roi_layer.sample_num,
-                                spatial_scale=1.0 / stride))
+        pooled.append(
+            graph.add(
+                "RoiAlign",
+                features[level],
+                half_open,
+                graph.add("Gather", image, position),
+                coordinate_transformation_mode="half_pixel",
+                mode="avg",
+                output_height=bins,
+                output_width=bins,
+                sampling_ratio=config.roi_layer.sample_num,
+                spatial_scale=1.0 / stride,
+            )
+        )
     by_level = graph.add("Unsqueeze", graph.add("Concat", *positions, axis=0), graph.integers(-1))
     return graph.add("Concat", *pooled, axis=0), graph.add("ScatterND", number, by_level, number)
 
@@ -340,15 +389,18 @@ def _box_head(graph: Graph, parameters: Mapping, pooled: str, order: str) -> tup
     for name in ("shared_fc_0", "shared_fc_1"):
         x = graph.add("Relu", graph.add("Gemm", x, *_plain(graph, parameters, f"rcnn.{name}")))
     graph.stage = "box_predictor"
-    logits, deltas = (graph.add("Gemm", x, *_plain(graph, parameters, f"rcnn.{name}"))
-                      for name in ("cls_scores", "reg_scores"))
+    logits, deltas = (
+        graph.add("Gemm", x, *_plain(graph, parameters, f"rcnn.{name}")) for name in ("cls_scores", "reg_scores")
+    )
     return graph.add("Gather", logits, order), graph.add("Gather", deltas, order)
 
 
 # ---- detections ----------------------------------------------------------------------------------------------
 
-def _detections(graph: Graph, logits: str, deltas: str, proposals: str, proposal_mask: str,
-                config) -> tuple[str, str, str]:
+
+def _detections(
+    graph: Graph, logits: str, deltas: str, proposals: str, proposal_mask: str, config
+) -> tuple[str, str, str]:
     """Boxes with scores, labels and mask, as ``src.FasterRcnn.rcnn.BoxPredictor``; everything is class-major here."""
     graph.stage = "detections"
     num_fg, num_rois = config.num_fg_classes, config.rpn_max_num
@@ -359,22 +411,36 @@ def _detections(graph: Graph, logits: str, deltas: str, proposals: str, proposal
     boxes = _class_boxes(graph, deltas, proposals, config)
     # Every (image, class) pair is an image of its own to the suppression, whose classes share their boxes.
     class_scores = graph.reshape(scores, -1, 1, num_rois)
-    selected = _suppress(graph, graph.reshape(boxes, -1, num_rois, 4), class_scores, config.test_max_per_img,
-                         config.test_iou_thr, config.test_score_thr)
+    selected = _suppress(
+        graph,
+        graph.reshape(boxes, -1, num_rois, 4),
+        class_scores,
+        config.test_max_per_img,
+        config.test_iou_thr,
+        config.test_score_thr,
+    )
     kept = _kept_scores(graph, graph.reshape(class_scores, -1, num_rois), selected, 0.0)
     available = min(config.test_max_per_img, num_fg * num_rois)
-    best, index = graph.add("TopK", graph.reshape(kept, -1, num_fg * num_rois), graph.integers(available),
-                            num_outputs=2)
+    best, index = graph.add(
+        "TopK", graph.reshape(kept, -1, num_fg * num_rois), graph.integers(available), num_outputs=2
+    )
     mask = graph.add("Unsqueeze", graph.add("Greater", best, graph.constant(0.0)), graph.integers(-1))
-    rows = graph.add("Concat", graph.take_rows(graph.reshape(boxes, 0, -1, 4), index),
-                     graph.add("Unsqueeze", best, graph.integers(-1)), axis=-1)
+    rows = graph.add(
+        "Concat",
+        graph.take_rows(graph.reshape(boxes, 0, -1, 4), index),
+        graph.add("Unsqueeze", best, graph.integers(-1)),
+        axis=-1,
+    )
     label = graph.add("Div", index, graph.constant(num_rois, np.int64))
     label = graph.add("Cast", graph.add("Unsqueeze", label, graph.integers(-1)), to=TensorProto.FLOAT)
     rows = graph.add("Concat", rows, label, graph.add("Cast", mask, to=TensorProto.FLOAT), axis=-1)
     rows = graph.add("Where", mask, rows, graph.constant(0.0))
     rows = _padded_rows(graph, rows, config.test_max_per_img - available, rank=3)
-    return (graph.columns(rows, 0, 5), graph.add("Cast", graph.columns(rows, 5, 6), to=TensorProto.INT32),
-            graph.add("Cast", graph.columns(rows, 6, 7), to=TensorProto.BOOL))
+    return (
+        graph.columns(rows, 0, 5),
+        graph.add("Cast", graph.columns(rows, 5, 6), to=TensorProto.INT32),
+        graph.add("Cast", graph.columns(rows, 6, 7), to=TensorProto.BOOL),
+    )
 
 
 def _class_boxes(graph: Graph, deltas: str, proposals: str, config) -> str:
@@ -383,7 +449,13 @@ def _class_boxes(graph: Graph, deltas: str, proposals: str, config) -> str:
     if not config.without_bg_loss:
         deltas = graph.columns(deltas, 4, 4 * (num_fg + 1))
     deltas = graph.add("Transpose", graph.reshape(deltas, -1, num_rois, num_fg, 4), perm=[0, 2, 1, 3])
-    boxes = _decode(graph, graph.add("Unsqueeze", proposals, graph.integers(1)), deltas, config.rcnn_target_means,
-                    config.rcnn_target_stds, config)
-    scale = graph.add("Gather", INPUT_NAMES[1], graph.integers(3, 2, 3, 2), axis=1)     # w, h, w, h
+    boxes = _decode(
+        graph,
+        graph.add("Unsqueeze", proposals, graph.integers(1)),
+        deltas,
+        config.rcnn_target_means,
+        config.rcnn_target_stds,
+        config,
+    )
+    scale = graph.add("Gather", INPUT_NAMES[1], graph.integers(3, 2, 3, 2), axis=1)  # w, h, w, h
     return graph.add("Div", boxes, graph.reshape(scale, -1, 1, 1, 4))

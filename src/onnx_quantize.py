@@ -1,4 +1,5 @@
 """Static int8 quantisation of the detector's ONNX graph, calibrated on training pictures."""
+
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ class CalibrationPictures:
     def __init__(self, config: Config):
         annotations = load_annotations(config, training=True)
         step = max(1, len(annotations) // config.calibration_images)
-        self.paths = [annotation.path for annotation in annotations[::step]][:config.calibration_images]
+        self.paths = [annotation.path for annotation in annotations[::step]][: config.calibration_images]
         self.canvas = Canvas(config.img_width, config.img_height, config.keep_ratio)
         self.pictures = self._inputs()
 
@@ -71,8 +72,15 @@ def quantize(model: onnx.ModelProto, config: Config) -> onnx.ModelProto:
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         nodes = onnx.load(prepared, load_external_data=False).graph.node
         quantize_static(
-            prepared, target, reader, quant_format=QuantFormat.QDQ, op_types_to_quantize=QUANTIZED_OPERATORS,
+            prepared,
+            target,
+            reader,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=QUANTIZED_OPERATORS,
             nodes_to_exclude=[node.name for node in nodes if not node.name.startswith(QUANTIZED_STAGES)],
-            per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax)
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
         return onnx.load(target)

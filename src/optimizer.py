@@ -1,4 +1,5 @@
 """Optimisers whose operators run one by one, behind the compiled graph: inside it they compile for 2 to 3 s."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +20,10 @@ class Optimizer:
     def __init__(self, params: Sequence[Parameter], rates: Sequence[float] | Tensor, weight_decay: float):
         self.parameters = ParameterTuple(params)
         self.rates = np.asarray(rates, np.float32)
-        self.decays = [0.0 if "gamma" in parameter.name or "beta" in parameter.name else weight_decay
-                       for parameter in self.parameters]
+        self.decays = [
+            0.0 if "gamma" in parameter.name or "beta" in parameter.name else weight_decay
+            for parameter in self.parameters
+        ]
         self.steps = 0
 
     def __call__(self, gradients: Sequence[Tensor]) -> None:
@@ -49,8 +52,9 @@ class SGD(Optimizer):
         momentum (float): from 0.
     """
 
-    def __init__(self, params: Sequence[Parameter], rates: Sequence[float] | Tensor, momentum: float,
-                 weight_decay: float):
+    def __init__(
+        self, params: Sequence[Parameter], rates: Sequence[float] | Tensor, momentum: float, weight_decay: float
+    ):
         super().__init__(params, rates, weight_decay)
         self.momentum = Tensor(momentum, mstype.float32)
         self.rules = [ops.SGD(weight_decay=decay) for decay in self.decays]
@@ -84,9 +88,10 @@ class Adam(Optimizer):
 
     def update(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
         """One operator per parameter, and two more where it decays."""
-        powers = [Tensor(beta ** self.steps, mstype.float32) for beta in self.BETAS]
-        for parameter, gradient, decay, mean, square in zip(self.parameters, gradients, self.decays, self.means,
-                                                            self.squares, strict=True):
+        powers = [Tensor(beta**self.steps, mstype.float32) for beta in self.BETAS]
+        for parameter, gradient, decay, mean, square in zip(
+            self.parameters, gradients, self.decays, self.means, self.squares, strict=True
+        ):
             if decay:
                 gradient = gradient + parameter * decay
             self.rule(parameter, mean, square, *powers, rate, *self.BETAS, self.EPSILON, gradient)

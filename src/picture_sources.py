@@ -1,4 +1,5 @@
 """What a user names as input, a picture, a folder, a pattern or a video, as a list of files in natural order."""
+
 import glob
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -40,15 +41,18 @@ def find_inputs(what: str) -> Inputs:
         UserError: there is no such file, or the folder holds no pictures, or the pattern fits no file.
     """
     path = Path(what)
-    if what and path.is_file():           # also where the name holds the signs of a pattern
+    if what and path.is_file():  # also where the name holds the signs of a pattern
         return Inputs([path], [])
     if what and path.is_dir():
-        inputs = _split(path.iterdir(), lambda file: file.suffix.lower() in PICTURE_SUFFIXES
-                        and not file.name.startswith("."))
+        inputs = _split(
+            path.iterdir(), lambda file: file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith(".")
+        )
         if not inputs.files:
-            raise UserError(f"the folder {what} holds no pictures ({' '.join(PICTURE_SUFFIXES)}); folders in it are "
-                            f"not looked into, for them give a pattern: '{what}/**/*.jpg'"
-                            + (f". {left_out_text(inputs.left_out)}" if inputs.left_out else ""))
+            raise UserError(
+                f"the folder {what} holds no pictures ({' '.join(PICTURE_SUFFIXES)}); folders in it are "
+                f"not looked into, for them give a pattern: '{what}/**/*.jpg'"
+                + (f". {left_out_text(inputs.left_out)}" if inputs.left_out else "")
+            )
         return inputs
     inputs = _split(map(Path, set(glob.glob(what, recursive=True))), lambda file: True)  # noqa: PTH207
     if not inputs.files:
@@ -79,7 +83,7 @@ def left_out_text(left_out: Sequence[Path]) -> str:
 
 def natural_key(path: Path) -> tuple[list[str | int], str]:
     """Sort key by which numbers in a path count as numbers and upper case as lower case."""
-    words = re.split(r"(\d+)", str(path).lower())            # every second one is a number
+    words = re.split(r"(\d+)", str(path).lower())  # every second one is a number
     return [int(word) if index % 2 else word for index, word in enumerate(words)], str(path)
 
 
@@ -108,7 +112,7 @@ def output_paths(inputs: Sequence[Path], output_dir: Path, picture_suffix: str) 
     for source in inputs:
         suffix = ".mp4" if is_video(source) else picture_suffix
         name = next(name for name in _candidates(source.stem, suffix) if name.lower() not in taken)
-        taken.add(name.lower())           # some file systems do not tell A.png from a.png
+        taken.add(name.lower())  # some file systems do not tell A.png from a.png
         paths.append(output_dir / name)
     return paths
 
@@ -122,5 +126,7 @@ def _check_apart(inputs: Sequence[Path], output_dir: Path) -> None:
     folder = output_dir.resolve()
     for source in inputs:
         if folder in (source.parent.resolve(), source.resolve().parent):
-            raise UserError(f"the output folder {output_dir} holds the input {source.name}, which must not be "
-                            "overwritten; give another one as --output_dir")
+            raise UserError(
+                f"the output folder {output_dir} holds the input {source.name}, which must not be "
+                "overwritten; give another one as --output_dir"
+            )

@@ -1,4 +1,5 @@
 """Draw the losses of a training: ``python -m src.plot_losses loss_0.log`` writes ``loss_0.png``."""
+
 import argparse
 import logging
 import re
@@ -47,13 +48,14 @@ def plot_losses(losses: dict[str, np.ndarray], path: str | Path) -> None:
         path (str | Path): picture to write; the suffix says its kind.
     """
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots()
     for name in ("total_loss", "rpn_cls_loss", "rpn_reg_loss", "rcnn_cls_loss", "rcnn_reg_loss"):
         values = losses[name]
         window = min(_WINDOW, len(values))
         mean = np.convolve(values, np.ones(window) / window, mode="valid")
-        line, = axes.plot(np.arange(window, len(values) + 1), mean, label=name)
+        (line,) = axes.plot(np.arange(window, len(values) + 1), mean, label=name)
         axes.plot(np.arange(1, len(values) + 1), values, color=line.get_color(), alpha=0.2, linewidth=0.7)
     axes.set(xlabel="step", ylabel=f"loss (bold: mean of {_WINDOW} steps)", yscale="log", title="Training losses")
     axes.grid(alpha=0.3)
@@ -75,4 +77,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     from src.runtime import run
+
     sys.exit(run(main))

@@ -1,4 +1,5 @@
 """Pictures and videos through a detector: drawn copies, and every detection in a JSON or CSV file."""
+
 import csv
 import io
 import logging
@@ -29,7 +30,7 @@ LOGGER = logging.getLogger(__name__)
 
 RESULTS_NAME = "predictions"
 CSV_COLUMNS = ("picture", "frame", "label", "name", "score", "x1", "y1", "x2", "y2")
-_BOX_DIGITS, _SCORE_DIGITS = 2, 4       # decimals in the results
+_BOX_DIGITS, _SCORE_DIGITS = 2, 4  # decimals in the results
 
 Item = TypeVar("Item")
 
@@ -69,14 +70,17 @@ def detect(model: "Model", images: Sequence[np.ndarray]) -> list[Detections]:
     """
     inputs = [evaluation_input(image, model.info.canvas) for image in images]
     boxes, labels, mask = model(*(np.stack(column) for column in zip(*inputs, strict=True)))[:3]
-    found = [detections_from_outputs(*outputs, max_detections=None)
-             for outputs in zip(boxes, labels, mask, strict=True)]
+    found = [
+        detections_from_outputs(*outputs, max_detections=None) for outputs in zip(boxes, labels, mask, strict=True)
+    ]
     num_classes = len(model.info.class_names)
     for detections in found:
         wrong = detections.labels[(detections.labels < 0) | (detections.labels >= num_classes)]
         if len(wrong):
-            raise UserError(f"the model found class {wrong[0]}, but it has names for {num_classes} classes: "
-                            "names and weights do not belong together")
+            raise UserError(
+                f"the model found class {wrong[0]}, but it has names for {num_classes} classes: "
+                "names and weights do not belong together"
+            )
     return found
 
 
@@ -129,8 +133,9 @@ class Predictor:
         if not self.predictions:
             raise UserError(f"{count_of(len(inputs), 'input')} and none that could be read: the warnings above say why")
         if self._num_dropped:
-            LOGGER.warning("%d detections held NaN or infinity and were left out: the model is damaged",
-                           self._num_dropped)
+            LOGGER.warning(
+                "%d detections held NaN or infinity and were left out: the model is damaged", self._num_dropped
+            )
         self._seconds = time.perf_counter() - start
 
     def _predict_pictures(self, batch: Iterable[tuple[Path, Path]]) -> None:
@@ -165,18 +170,28 @@ class Predictor:
         found = detect(self.model, images)
         self._num_dropped += sum(detections.num_dropped for detections in found)
         counts = [int(np.count_nonzero(detections.scores >= self.score_thr)) for detections in found]
-        return [Detections(detections.boxes_xyxy[:count], detections.scores[:count], detections.labels[:count])
-                for detections, count in zip(found, counts, strict=True)]
+        return [
+            Detections(detections.boxes_xyxy[:count], detections.scores[:count], detections.labels[:count])
+            for detections, count in zip(found, counts, strict=True)
+        ]
 
     def _draw(self, image: np.ndarray, found: Detections) -> np.ndarray:
-        return draw_detections(image, found.boxes_xyxy, found.labels, found.scores, self.model.info.class_names,
-                               score_thr=self.score_thr)
+        return draw_detections(
+            image, found.boxes_xyxy, found.labels, found.scores, self.model.info.class_names, score_thr=self.score_thr
+        )
 
     def _keep(self, source: Path, frame: int | None, drawn: Path, image: np.ndarray, found: Detections) -> None:
         names = self.model.info.class_names
         rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes_xyxy.tolist(), strict=True)
-        detections = [{"label": label, "name": names[label], "score": round(score, _SCORE_DIGITS),
-                       "bbox_xyxy": [round(number, _BOX_DIGITS) for number in box]} for label, score, box in rows]
+        detections = [
+            {
+                "label": label,
+                "name": names[label],
+                "score": round(score, _SCORE_DIGITS),
+                "bbox_xyxy": [round(number, _BOX_DIGITS) for number in box],
+            }
+            for label, score, box in rows
+        ]
         self.predictions.append(Prediction(str(source), frame, str(drawn), image.shape[1], image.shape[0], detections))
 
     def write_results(self, kind: str) -> Path:
@@ -198,17 +213,23 @@ class Predictor:
         path = self.output_dir / f"{RESULTS_NAME}.{kind}"
         if kind == "csv":
             return write_bytes(path, _as_csv(self.predictions))
-        content = {"model": str(self.model.path), "class_names": self.model.info.class_names,
-                   "score_thr": self.score_thr, "pictures": list(map(asdict, self.predictions)),
-                   "summary": f"{self._found()}; {self._not_read()}", "skipped": self.skipped,
-                   "left_out": list(map(str, self.left_out))}
+        content = {
+            "model": str(self.model.path),
+            "class_names": self.model.info.class_names,
+            "score_thr": self.score_thr,
+            "pictures": list(map(asdict, self.predictions)),
+            "summary": f"{self._found()}; {self._not_read()}",
+            "skipped": self.skipped,
+            "left_out": list(map(str, self.left_out)),
+        }
         return write_json(path, content, indent=1)
 
     def summary(self) -> str:
         """One line: pictures, detections, how many of each class, time, speed, inputs skipped and files left out."""
         speed = len(self.predictions) / max(self._seconds, 1e-9)
-        return (f"{self._found()} in {self._seconds:.1f} s, {speed:.2f} pictures/s, start-up included; "
-                f"{self._not_read()}")
+        return (
+            f"{self._found()} in {self._seconds:.1f} s, {speed:.2f} pictures/s, start-up included; {self._not_read()}"
+        )
 
     def _found(self) -> str:
         names = Counter(found["name"] for prediction in self.predictions for found in prediction.detections)
@@ -236,6 +257,8 @@ def _as_csv(predictions: Sequence[Prediction]) -> bytes:
     writer.writerow(CSV_COLUMNS)
     for prediction in predictions:
         frame = "" if prediction.frame is None else prediction.frame
-        writer.writerows([prediction.picture, frame, found["label"], found["name"], found["score"], *found["bbox_xyxy"]]
-                         for found in prediction.detections)
-    return text.getvalue().encode(errors="surrogateescape")      # names of files need not be UTF-8
+        writer.writerows(
+            [prediction.picture, frame, found["label"], found["name"], found["score"], *found["bbox_xyxy"]]
+            for found in prediction.detections
+        )
+    return text.getvalue().encode(errors="surrogateescape")  # names of files need not be UTF-8

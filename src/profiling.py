@@ -1,4 +1,5 @@
 """Profiling by MindSpore's own profiler: the time of every operator in a few training steps."""
+
 import contextlib
 import io
 import logging
@@ -17,8 +18,11 @@ PROFILE_FOLDER = Path("profile")
 # The first step holds the compilation, the second still warms up.
 SKIPPED_STEPS = 2
 PROFILED_STEPS = 5
-ACTIVITIES = {"CPU": [ProfilerActivity.CPU], "GPU": [ProfilerActivity.CPU, ProfilerActivity.GPU],
-              "Ascend": [ProfilerActivity.CPU, ProfilerActivity.NPU]}
+ACTIVITIES = {
+    "CPU": [ProfilerActivity.CPU],
+    "GPU": [ProfilerActivity.CPU, ProfilerActivity.GPU],
+    "Ascend": [ProfilerActivity.CPU, ProfilerActivity.NPU],
+}
 
 
 @contextlib.contextmanager
@@ -51,8 +55,10 @@ def step_profiler(config, device: Device, steps: int) -> Iterator[Callable[[], o
         _say_where(worker, skipped + 1, profiler.step_num)
 
     profiler = profile(
-        activities=ACTIVITIES[device.target], on_trace_ready=write_profile,
-        schedule=schedule(wait=0, warmup=0, active=min(PROFILED_STEPS, steps - skipped), repeat=1, skip_first=skipped))
+        activities=ACTIVITIES[device.target],
+        on_trace_ready=write_profile,
+        schedule=schedule(wait=0, warmup=0, active=min(PROFILED_STEPS, steps - skipped), repeat=1, skip_first=skipped),
+    )
     try:
         yield profiler.step
     finally:
@@ -65,6 +71,10 @@ def _say_where(worker: str, first: int, last: int) -> None:
     if not folders or not any(folders[-1].rglob("trace_view.json")):
         LOGGER.warning("MindSpore's profiler has written no profile to %s", PROFILE_FOLDER.absolute())
         return
-    LOGGER.info("profile of the steps %d to %d in %s: ASCEND_PROFILER_OUTPUT/trace_view.json is a time line for "
-                "https://ui.perfetto.dev or chrome://tracing, on CPU FRAMEWORK/*.csv are the times by operator",
-                first, last, folders[-1])
+    LOGGER.info(
+        "profile of the steps %d to %d in %s: ASCEND_PROFILER_OUTPUT/trace_view.json is a time line for "
+        "https://ui.perfetto.dev or chrome://tracing, on CPU FRAMEWORK/*.csv are the times by operator",
+        first,
+        last,
+        folders[-1],
+    )

@@ -1,4 +1,5 @@
 """Progress of a loop: a bar on a terminal, some plain lines elsewhere."""
+
 import logging
 import sys
 from collections.abc import Iterable, Iterator
@@ -8,7 +9,7 @@ from tqdm import tqdm
 
 LOGGER = logging.getLogger(__name__)
 
-PLAIN_LINES = 10      # about so many where there is no terminal
+PLAIN_LINES = 10  # about so many where there is no terminal
 
 Item = TypeVar("Item")
 

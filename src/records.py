@@ -9,6 +9,7 @@ killed at any moment, the next run finds a whole set or makes one.
 When a set is made, those of its kind that it replaces are removed: of the same annotation file and picture folder,
 those whose annotation file is gone, and that of the first release; not while a program uses them.
 """
+
 import contextlib
 import dataclasses
 import fcntl
@@ -28,14 +29,7 @@ import numpy as np
 from mindspore.mindrecord import FileWriter
 from tqdm import tqdm
 
-from src.annotations import (
-    ImageAnnotation,
-    annotation_file,
-    box_faults,
-    find_below,
-    image_folder,
-    load_annotations,
-)
+from src.annotations import ImageAnnotation, annotation_file, box_faults, find_below, image_folder, load_annotations
 from src.coco_file import MAX_LISTED, count_of, listed
 from src.files import open_to_others, write_json
 from src.model_utils.config import Config
@@ -47,17 +41,22 @@ LOGGER = logging.getLogger(__name__)
 TRAIN_NAME, NUM_TRAIN_FILES = "FasterRcnn.mindrecord", 8
 EVAL_NAME, NUM_EVAL_FILES = "FasterRcnn_eval.mindrecord", 1
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2            # of rows and manifest; another number makes old records stale
+FORMAT_VERSION = 2  # of rows and manifest; another number makes old records stale
 # A picture without boxes has one row of zeros and num_boxes 0: MindRecord gives back garbage for empty arrays.
-SCHEMA = {"image": {"type": "bytes"}, "image_id": {"type": "int64"}, "num_boxes": {"type": "int32"},
-          "box": {"type": "float32", "shape": [-1, 4]}, "label": {"type": "int32", "shape": [-1]},
-          "crowd": {"type": "int32", "shape": [-1]}}
+SCHEMA = {
+    "image": {"type": "bytes"},
+    "image_id": {"type": "int64"},
+    "num_boxes": {"type": "int32"},
+    "box": {"type": "float32", "shape": [-1, 4]},
+    "label": {"type": "int32", "shape": [-1]},
+    "crowd": {"type": "int32", "shape": [-1]},
+}
 ROWS_PER_WRITE = 64
-STALL_SECONDS = 600.0         # who waits gives up when nothing has changed for so long
+STALL_SECONDS = 600.0  # who waits gives up when nothing has changed for so long
 # From this share of boxes on it looks as if they were meant otherwise.
 SUSPICIOUS_SHARE = 0.3
-_PAGE_SIZES = [1 << power for power in range(25, 29)]      # MindRecord's default, 32 MB, to its limit
-_PAGE_SLACK = 1 << 20         # of a page, for what is not the picture
+_PAGE_SIZES = [1 << power for power in range(25, 29)]  # MindRecord's default, 32 MB, to its limit
+_PAGE_SLACK = 1 << 20  # of a page, for what is not the picture
 _HASH_BLOCK = 1 << 20
 
 # Manifests of the sets that this process reads, kept open: their locks say that the sets are in use, until it ends.
@@ -153,8 +152,9 @@ class RecordSets:
         return None
 
 
-def ensure_mindrecord(config: Config, *, training: bool, local_rank: int = 0,
-                      stall_seconds: float = STALL_SECONDS) -> list[str]:
+def ensure_mindrecord(
+    config: Config, *, training: bool, local_rank: int = 0, stall_seconds: float = STALL_SECONDS
+) -> list[str]:
     """Give the record files of training or evaluation; they are made when there is no set of these pictures.
 
     A set is of these pictures when annotation file, picture folder, `coco_classes`, `num_gts`, `ignore_unknown`, and
@@ -175,8 +175,12 @@ def ensure_mindrecord(config: Config, *, training: bool, local_rank: int = 0,
         UserError: annotations or pictures are missing or faulty (each is named), the disk is too small, or the process
             waited for has stopped.
     """
-    sets = RecordSets(Path(config.mindrecord_dir), "train" if training else "eval", _source(config, training=training),
-                      training and config.skip_bad_images)
+    sets = RecordSets(
+        Path(config.mindrecord_dir),
+        "train" if training else "eval",
+        _source(config, training=training),
+        training and config.skip_bad_images,
+    )
     place = sets.find()
     while place is None or not _take_into_use(place):
         place = _make_or_wait(config, sets, makes=local_rank == 0, stall_seconds=stall_seconds)
@@ -188,6 +192,7 @@ def ensure_mindrecord(config: Config, *, training: bool, local_rank: int = 0,
 
 # ---- what a set is made from -----------------------------------------------------------------------------
 
+
 def _source(config: Config, *, training: bool) -> dict[str, Any]:
     """All that the content of the records depends on, but for the pictures themselves."""
     path = annotation_file(config, training=training)
@@ -195,11 +200,16 @@ def _source(config: Config, *, training: bool) -> dict[str, Any]:
     with path.open("rb") as stream:
         while block := stream.read(_HASH_BLOCK):
             digest.update(block)
-    return {"format_version": FORMAT_VERSION, "dataset": config.dataset, "annotation_file": str(path.resolve()),
-            "annotations_sha256": digest.hexdigest(),
-            "image_folder": str(image_folder(config, training=training).resolve()),
-            "coco_classes": list(config.coco_classes), "num_gts": config.num_gts,
-            "ignore_unknown": config.ignore_unknown}
+    return {
+        "format_version": FORMAT_VERSION,
+        "dataset": config.dataset,
+        "annotation_file": str(path.resolve()),
+        "annotations_sha256": digest.hexdigest(),
+        "image_folder": str(image_folder(config, training=training).resolve()),
+        "coco_classes": list(config.coco_classes),
+        "num_gts": config.num_gts,
+        "ignore_unknown": config.ignore_unknown,
+    }
 
 
 def _digest(value: Any) -> str:
@@ -213,9 +223,9 @@ def _states(root: Path, file_names: Iterable[str]) -> dict[str, list[int] | None
     """
     states: dict[str, list[int] | None] = {}
     for name in file_names:
-        path = root / name                                    # resolving a hundred thousand paths takes seconds
+        path = root / name  # resolving a hundred thousand paths takes seconds
         try:
-            state = os.stat(path if os.path.isfile(path) else find_below(root, name))      # noqa: PTH113, PTH116
+            state = os.stat(path if os.path.isfile(path) else find_below(root, name))  # noqa: PTH113, PTH116
             states[name] = [state.st_size, state.st_mtime_ns]
         except OSError:
             states[name] = None
@@ -233,10 +243,11 @@ def _read_manifest(place: Path) -> dict[str, Any]:
 
 
 def _file_size(path: Path) -> int | None:
-    return path.stat().st_size if os.path.isfile(path) else None      # noqa: PTH113 - False for a name too long
+    return path.stat().st_size if os.path.isfile(path) else None  # noqa: PTH113 - False for a name too long
 
 
 # ---- several processes -----------------------------------------------------------------------------------
+
 
 def _take_into_use(place: Path) -> bool:
     """Keep others from removing a set; False when it has just gone."""
@@ -255,7 +266,7 @@ def _take_into_use(place: Path) -> bool:
 @contextlib.contextmanager
 def _lock(path: Path, mode: int) -> Iterator[bool]:
     """Try to lock a file; gives whether that went well. A lock ends with its process."""
-    with path.open("rb") as stream:         # reading is enough for a lock, and files of other users can be read
+    with path.open("rb") as stream:  # reading is enough for a lock, and files of other users can be read
         try:
             fcntl.flock(stream, mode | fcntl.LOCK_NB)
             is_ours = True
@@ -282,9 +293,11 @@ def _make_or_wait(config: Config, sets: RecordSets, *, makes: bool, stall_second
             last_state, last_change = state, time.monotonic()
         elif time.monotonic() - last_change > stall_seconds:
             who = "another process" if makes else "the first rank of this host"
-            raise UserError(f"{who} has not finished the records in {sets.folder}: nothing has changed there for "
-                            f"{stall_seconds:g} s. See its log; all ranks need the same annotations, classes and "
-                            "mindrecord_dir, and a program of its own may take another mindrecord_dir")
+            raise UserError(
+                f"{who} has not finished the records in {sets.folder}: nothing has changed there for "
+                f"{stall_seconds:g} s. See its log; all ranks need the same annotations, classes and "
+                "mindrecord_dir, and a program of its own may take another mindrecord_dir"
+            )
         time.sleep(min(1.0, stall_seconds / 10))
 
 
@@ -301,8 +314,9 @@ def _conversion_lock(sets: RecordSets) -> contextlib.AbstractContextManager[bool
 
 
 def _not_writable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"mindrecord_dir {folder} cannot be written ({error.strerror}); give another folder with "
-                     "--mindrecord_dir")
+    return UserError(
+        f"mindrecord_dir {folder} cannot be written ({error.strerror}); give another folder with --mindrecord_dir"
+    )
 
 
 def _is_gone(path: Path) -> bool:
@@ -328,7 +342,7 @@ def _remove_replaced(sets: RecordSets, made: Path) -> None:
             continue
         with contextlib.suppress(OSError), _lock(place / MANIFEST, fcntl.LOCK_EX) as is_free:
             if is_free:
-                shutil.rmtree(place, ignore_errors=True)      # another user's may stay
+                shutil.rmtree(place, ignore_errors=True)  # another user's may stay
                 removed += [] if place.exists() else [place.name]
     first_release = sets.folder / f"{sets.name}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -337,11 +351,16 @@ def _remove_replaced(sets: RecordSets, made: Path) -> None:
         first_release.unlink()
         removed.append(sets.name)
     if removed:
-        LOGGER.info("removed %s that nothing uses any more from %s: %s", count_of(len(removed), "record set"),
-                    sets.folder, listed(removed))
+        LOGGER.info(
+            "removed %s that nothing uses any more from %s: %s",
+            count_of(len(removed), "record set"),
+            sets.folder,
+            listed(removed),
+        )
 
 
 # ---- conversion ------------------------------------------------------------------------------------------
+
 
 def _convert(config: Config, sets: RecordSets) -> Path:
     """Check every picture and write the records; what is unfinished goes when something fails."""
@@ -351,7 +370,7 @@ def _convert(config: Config, sets: RecordSets) -> Path:
     pictures = _states(root, [annotation.file_name for annotation in annotations])
     annotations, sizes = _existing_pictures(annotations, report, sets.tolerant)
     _check_free_space(sets.folder, sum(sizes))
-    shutil.rmtree(sets.unfinished, ignore_errors=True)        # a killed run left it
+    shutil.rmtree(sets.unfinished, ignore_errors=True)  # a killed run left it
     try:
         sets.unfinished.mkdir()
         writer = FileWriter(str(sets.unfinished / sets.name), len(sets.data_names))
@@ -361,11 +380,18 @@ def _convert(config: Config, sets: RecordSets) -> Path:
         writer.commit()
         for name in sets.file_names:
             open_to_others(sets.unfinished / name)
-        write_json(sets.unfinished / MANIFEST, {
-            "source": sets.source, "pictures": pictures, "report": dataclasses.asdict(report),
-            "files": {name: _file_size(sets.unfinished / name) for name in sets.file_names}}, indent=1)
+        write_json(
+            sets.unfinished / MANIFEST,
+            {
+                "source": sets.source,
+                "pictures": pictures,
+                "report": dataclasses.asdict(report),
+                "files": {name: _file_size(sets.unfinished / name) for name in sets.file_names},
+            },
+            indent=1,
+        )
         made = sets.folder / f"{sets.prefix}{_digest(pictures)}"
-        shutil.rmtree(made, ignore_errors=True)               # a damaged or a tolerant one
+        shutil.rmtree(made, ignore_errors=True)  # a damaged or a tolerant one
         sets.unfinished.rename(made)
     except OSError as error:
         raise _not_writable(sets.folder, error) from error
@@ -375,8 +401,9 @@ def _convert(config: Config, sets: RecordSets) -> Path:
     return made
 
 
-def _existing_pictures(annotations: Sequence[ImageAnnotation], report: ConversionReport,
-                       tolerant: bool) -> tuple[list[ImageAnnotation], list[int]]:
+def _existing_pictures(
+    annotations: Sequence[ImageAnnotation], report: ConversionReport, tolerant: bool
+) -> tuple[list[ImageAnnotation], list[int]]:
     """The pictures that are there, with their sizes in bytes; the others are refused or skipped."""
     found, sizes, missing = [], [], []
     for annotation in annotations:
@@ -385,7 +412,7 @@ def _existing_pictures(annotations: Sequence[ImageAnnotation], report: Conversio
             missing.append(f"{annotation.path}: there is no such file")
         else:
             found.append(annotation)
-            sizes.append(min(size, MAX_PICTURE_BYTES))       # larger ones are refused when they are read
+            sizes.append(min(size, MAX_PICTURE_BYTES))  # larger ones are refused when they are read
     if missing and not tolerant:
         _refuse_pictures(missing)
     report.skipped += missing
@@ -393,17 +420,21 @@ def _existing_pictures(annotations: Sequence[ImageAnnotation], report: Conversio
 
 
 def _refuse_pictures(faults: Sequence[str]) -> None:
-    raise UserError(f"{count_of(len(faults), 'picture')} cannot be used:\n  " + "\n  ".join(faults[:MAX_LISTED])
-                    + (f"\n  and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else "")
-                    + "\nrepair or remove them and their annotations; for training, skip_bad_images leaves out "
-                    "pictures that cannot be read")
+    raise UserError(
+        f"{count_of(len(faults), 'picture')} cannot be used:\n  "
+        + "\n  ".join(faults[:MAX_LISTED])
+        + (f"\n  and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else "")
+        + "\nrepair or remove them and their annotations; for training, skip_bad_images leaves out "
+        "pictures that cannot be read"
+    )
 
 
 def _check_free_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        raise UserError(f"{folder}: the records need about {num_bytes:,} bytes, {free:,} are free; give another "
-                        "mindrecord_dir")
+        raise UserError(
+            f"{folder}: the records need about {num_bytes:,} bytes, {free:,} are free; give another mindrecord_dir"
+        )
 
 
 def _page_size(largest_picture: int) -> int:
@@ -411,13 +442,14 @@ def _page_size(largest_picture: int) -> int:
     return next(size for size in _PAGE_SIZES if size >= largest_picture + _PAGE_SLACK)
 
 
-def _write_rows(writer: FileWriter, annotations: Sequence[ImageAnnotation], report: ConversionReport,
-                config: Config, tolerant: bool) -> None:
-    faults: list[str] = []                # of pictures that must not be skipped
+def _write_rows(
+    writer: FileWriter, annotations: Sequence[ImageAnnotation], report: ConversionReport, config: Config, tolerant: bool
+) -> None:
+    faults: list[str] = []  # of pictures that must not be skipped
     progress = tqdm(total=len(annotations), desc="checking pictures", unit="picture", disable=None)
     with progress, ThreadPoolExecutor(num_workers(config)) as pool:
         for first in range(0, len(annotations), ROWS_PER_WRITE):
-            chunk = annotations[first:first + ROWS_PER_WRITE]
+            chunk = annotations[first : first + ROWS_PER_WRITE]
             rows = []
             for annotation, (picture, error) in zip(chunk, pool.map(_read_picture, chunk), strict=True):
                 if error is None:
@@ -452,13 +484,16 @@ def _read_picture(annotation: ImageAnnotation) -> tuple[tuple[bytes, tuple[int, 
         return None, error
     if annotation.size not in (None, (width, height)):
         turned = "; EXIF orientation is not applied" if annotation.size == (height, width) else ""
-        return None, SizeMismatch(f"{annotation.path}: is {width} x {height} pixels, its annotation says "
-                                  f"{annotation.size[0]} x {annotation.size[1]}{turned}")
+        return None, SizeMismatch(
+            f"{annotation.path}: is {width} x {height} pixels, its annotation says "
+            f"{annotation.size[0]} x {annotation.size[1]}{turned}"
+        )
     return (stored_bytes(data, image), (width, height)), None
 
 
-def _row(annotation: ImageAnnotation, data: bytes, size: tuple[int, int], report: ConversionReport,
-         num_gts: int) -> dict[str, Any]:
+def _row(
+    annotation: ImageAnnotation, data: bytes, size: tuple[int, int], report: ConversionReport, num_gts: int
+) -> dict[str, Any]:
     """One row of the records, counted in the report."""
     faults, clipped = box_faults(annotation.boxes_xyxy, size)
     good = faults == ""
@@ -475,8 +510,14 @@ def _row(annotation: ImageAnnotation, data: bytes, size: tuple[int, int], report
         report.crowded[annotation.file_name] = num_boxes
     if num_boxes == 0:
         boxes, labels, is_crowd = np.zeros((1, 4), np.float32), np.zeros(1, np.int32), np.zeros(1, bool)
-    return {"image": data, "image_id": annotation.image_id, "num_boxes": num_boxes, "box": boxes, "label": labels,
-            "crowd": is_crowd.astype(np.int32)}
+    return {
+        "image": data,
+        "image_id": annotation.image_id,
+        "num_boxes": num_boxes,
+        "box": boxes,
+        "label": labels,
+        "crowd": is_crowd.astype(np.int32),
+    }
 
 
 def _look_for_other_formats(boxes: np.ndarray, size: tuple[int, int], report: ConversionReport) -> None:
@@ -492,23 +533,42 @@ def _look_for_other_formats(boxes: np.ndarray, size: tuple[int, int], report: Co
 def _log_report(sets: RecordSets, place: Path, report: ConversionReport, num_gts: int) -> None:
     """Say what the records hold, and by name what is not as the annotation file has it."""
     training, manifest = sets.kind == "train", place / MANIFEST
-    LOGGER.info("%s in %s: %s, %s, %d crowd boxes, %d boxes clipped to their picture, %s without boxes",
-                sets.name, place, count_of(report.num_images, "picture"), count_of(report.num_boxes, "box", "boxes"),
-                report.num_crowd, report.num_clipped, count_of(report.num_without_boxes, "picture"))
+    LOGGER.info(
+        "%s in %s: %s, %s, %d crowd boxes, %d boxes clipped to their picture, %s without boxes",
+        sets.name,
+        place,
+        count_of(report.num_images, "picture"),
+        count_of(report.num_boxes, "box", "boxes"),
+        report.num_crowd,
+        report.num_clipped,
+        count_of(report.num_without_boxes, "picture"),
+    )
     for remark in (*report.remarks, *_doubts(report)):
         LOGGER.warning("%s: %s", sets.source["annotation_file"], remark)
     if report.dropped:
         is_coco_truth = not training and sets.source["dataset"] == "coco"
         kept = "; the ground truth of a COCO file still has them" if is_coco_truth else ""
-        LOGGER.warning("%s that cannot be used (all are listed in %s)%s: %s",
-                       count_of(len(report.dropped), "box", "boxes"), manifest, kept, listed(report.dropped))
+        LOGGER.warning(
+            "%s that cannot be used (all are listed in %s)%s: %s",
+            count_of(len(report.dropped), "box", "boxes"),
+            manifest,
+            kept,
+            listed(report.dropped),
+        )
     if report.skipped:
-        LOGGER.warning("%s skipped (all are listed in %s): %s", count_of(len(report.skipped), "picture"), manifest,
-                       listed(report.skipped))
+        LOGGER.warning(
+            "%s skipped (all are listed in %s): %s",
+            count_of(len(report.skipped), "picture"),
+            manifest,
+            listed(report.skipped),
+        )
     if training and report.crowded:
-        LOGGER.warning("%s with more than num_gts = %d boxes, of which each epoch takes another random choice: %s",
-                       count_of(len(report.crowded), "picture"), num_gts,
-                       listed([f"{name} ({number})" for name, number in report.crowded.items()]))
+        LOGGER.warning(
+            "%s with more than num_gts = %d boxes, of which each epoch takes another random choice: %s",
+            count_of(len(report.crowded), "picture"),
+            num_gts,
+            listed([f"{name} ({number})" for name, number in report.crowded.items()]),
+        )
     if training and not report.num_boxes:
         LOGGER.warning("no picture has a box to learn from: only background can be learnt")
 
@@ -518,13 +578,17 @@ def _doubts(report: ConversionReport) -> Iterator[str]:
     total = report.num_boxes + report.num_crowd + len(report.dropped)
     num_flat = sum(text.endswith("(no area)") for text in report.dropped)
     if total and 0 < report.longest_side <= 1:
-        yield (f"no box is wider or higher than 1 pixel (the longest side is {report.longest_side:g}): are they "
-               "fractions of the picture's width and height? Expected are pixels")
+        yield (
+            f"no box is wider or higher than 1 pixel (the longest side is {report.longest_side:g}): are they "
+            "fractions of the picture's width and height? Expected are pixels"
+        )
     elif report.num_clipped > SUSPICIOUS_SHARE * total:
         guess = ""
         if report.num_like_corners > report.num_clipped / 2:
             guess = ": are they corners, x1, y1, x2, y2? Expected are x, y, width, height"
         yield f"{report.num_clipped} of {count_of(total, 'box', 'boxes')} reach over the edge of their picture{guess}"
     elif num_flat > SUSPICIOUS_SHARE * total:
-        yield (f"{num_flat} of {count_of(total, 'box', 'boxes')} have no area: are they x, y, width, height in a list "
-               "of corners, x1, y1, x2, y2?")
+        yield (
+            f"{num_flat} of {count_of(total, 'box', 'boxes')} have no area: are they x, y, width, height in a list "
+            "of corners, x1, y1, x2, y2?"
+        )

@@ -11,6 +11,7 @@ All numbers are little-endian. The mask tells D, and the bytes of boxes per row,
 NAME is compared in Unicode form NFC, since macOS writes "ü" as two signs and annotation files as one, and folders may
 stand before "/" or, as Windows writes them, before a backslash.
 """
+
 import logging
 import unicodedata
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 
 NUM_FILES = 3
-BOX_TYPES = {20: np.dtype("<f4"), 10: np.dtype("<f2")}      # by bytes per row of five numbers
+BOX_TYPES = {20: np.dtype("<f4"), 10: np.dtype("<f2")}  # by bytes per row of five numbers
 LABEL_TYPE = np.dtype("<i4")
 
 
@@ -79,8 +80,11 @@ def read_result_files(folder: str | Path, name: str) -> tuple[np.ndarray, np.nda
     labels = _content(labels_path)
     if len(labels) != mask.size * LABEL_TYPE.itemsize:
         raise _wrong_size(labels_path, labels, f"{mask.size * LABEL_TYPE.itemsize:,} ({LABEL_TYPE.name})", mask)
-    return (np.frombuffer(boxes, box_type).reshape(-1, 5).astype(np.float32),
-            np.frombuffer(labels, LABEL_TYPE).reshape(-1, 1), mask.reshape(-1, 1).astype(bool))
+    return (
+        np.frombuffer(boxes, box_type).reshape(-1, 5).astype(np.float32),
+        np.frombuffer(labels, LABEL_TYPE).reshape(-1, 1),
+        mask.reshape(-1, 1).astype(bool),
+    )
 
 
 def add_result_files(evaluator: "CocoEvaluator", folder: str | Path) -> None:
@@ -113,8 +117,10 @@ def _content(path: Path) -> bytes:
 
 
 def _wrong_size(path: Path, data: bytes, expected: str, mask: np.ndarray) -> UserError:
-    return UserError(f"{path}: has {len(data):,} bytes; the mask has {count_of(mask.size, 'row')}, for which "
-                     f"{expected} bytes are expected. The file is cut off or belongs to another run")
+    return UserError(
+        f"{path}: has {len(data):,} bytes; the mask has {count_of(mask.size, 'row')}, for which "
+        f"{expected} bytes are expected. The file is cut off or belongs to another run"
+    )
 
 
 def _distinct_names(file_names: Sequence[str]) -> list[str]:
@@ -123,8 +129,10 @@ def _distinct_names(file_names: Sequence[str]) -> list[str]:
     for file_name in file_names:
         other = picture_of.setdefault(result_name(file_name), file_name)
         if other != file_name:
-            raise UserError(f"{other!r} and {file_name!r} have the same result files {result_name(file_name)}_0.bin "
-                            "and so on: whose they are cannot be told. Rename one and run the model again")
+            raise UserError(
+                f"{other!r} and {file_name!r} have the same result files {result_name(file_name)}_0.bin "
+                "and so on: whose they are cannot be told. Rename one and run the model again"
+            )
     return list(picture_of)
 
 
@@ -134,13 +142,19 @@ def _names_in(folder: Path, names: Sequence[str]) -> list[str]:
     needed = [path.name for name in names for path in result_paths(folder, name)]
     missing = [name for name in needed if name not in spelling]
     if missing:
-        raise UserError(f"{folder} lacks {len(missing)} of the {len(needed)} result files that "
-                        f"{count_of(len(names), 'picture')} of the annotation file need: {listed(missing)}. "
-                        "Every picture counts once: run the model on all of them")
+        raise UserError(
+            f"{folder} lacks {len(missing)} of the {len(needed)} result files that "
+            f"{count_of(len(names), 'picture')} of the annotation file need: {listed(missing)}. "
+            "Every picture counts once: run the model on all of them"
+        )
     extra = sorted(spelling[name] for name in spelling.keys() - set(needed))
     if extra:
-        LOGGER.warning("%s: %s of no picture of the annotation file left out: %s", folder,
-                       count_of(len(extra), "file"), listed(extra))
+        LOGGER.warning(
+            "%s: %s of no picture of the annotation file left out: %s",
+            folder,
+            count_of(len(extra), "file"),
+            listed(extra),
+        )
     return [spelling[f"{name}_0.bin"].removesuffix("_0.bin") for name in names]
 
 
@@ -154,7 +168,9 @@ def _spellings(folder: Path) -> dict[str, str]:
     for name in found:
         other = spelling.setdefault(_normal(name), name)
         if other != name:
-            raise UserError(f"{folder} holds {other!r} and {name!r}, two spellings of one name: whose they are cannot "
-                            "be told. Remove the files of an earlier run, or rename one picture and run the model "
-                            "again")
+            raise UserError(
+                f"{folder} holds {other!r} and {name!r}, two spellings of one name: whose they are cannot "
+                "be told. Remove the files of an earlier run, or rename one picture and run the model "
+                "again"
+            )
     return spelling

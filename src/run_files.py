@@ -2,6 +2,7 @@
 
 No MindSpore here: the look at an earlier run comes before anything is converted or compiled.
 """
+
 import contextlib
 import fcntl
 import logging
@@ -54,20 +55,27 @@ class OldRun:
             UserError: something cannot be renamed, or there is a file of the new name by now.
         """
         paths = list(self.paths) if device.rank == 0 else []
-        paths += [path for rank, path in sorted(self.logs.items())
-                  if (rank if rank < device.num_devices else 0) == device.rank]
+        paths += [
+            path
+            for rank, path in sorted(self.logs.items())
+            if (rank if rank < device.num_devices else 0) == device.rank
+        ]
         for path in paths:
             target = _numbered(path, self.number)
             try:
-                if os.path.lexists(target):     # a file would be replaced without a word
+                if os.path.lexists(target):  # a file would be replaced without a word
                     raise FileExistsError(None, "there is something of that name by now")
                 path.rename(target)
             except OSError as error:
-                raise UserError(f"cannot rename {path} of an earlier run to {target}: {error.strerror}. Move it "
-                                "yourself, or train in another folder") from error
+                raise UserError(
+                    f"cannot rename {path} of an earlier run to {target}: {error.strerror}. Move it "
+                    "yourself, or train in another folder"
+                ) from error
         if paths:
-            LOGGER.info("an earlier run has been here; kept as %s",
-                        ", ".join(str(_numbered(path, self.number)) for path in paths))
+            LOGGER.info(
+                "an earlier run has been here; kept as %s",
+                ", ".join(str(_numbered(path, self.number)) for path in paths),
+            )
 
 
 def find_old_run(config) -> OldRun:
@@ -119,7 +127,7 @@ def hold(log: IO) -> None:
 
 def _check_ended(logs: Iterable[Path]) -> None:
     for path in logs:
-        with contextlib.suppress(PermissionError), path.open("rb") as log:      # said by name when it is written
+        with contextlib.suppress(PermissionError), path.open("rb") as log:  # said by name when it is written
             _lock(log, fcntl.LOCK_SH)
 
 
@@ -127,9 +135,11 @@ def _lock(log: IO, mode: int) -> None:
     try:
         fcntl.flock(log, mode | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(f"another training is still going on here and writes {Path(log.name).absolute()}. Wait for it "
-                        "or stop it, or train in another folder") from error
-    except OSError:     # there are file systems without locks
+        raise UserError(
+            f"another training is still going on here and writes {Path(log.name).absolute()}. Wait for it "
+            "or stop it, or train in another folder"
+        ) from error
+    except OSError:  # there are file systems without locks
         return
 
 
@@ -151,7 +161,8 @@ def _free_number(folders: Iterable[Path]) -> int:
     """The least number from 1 that neither the folders nor a loss log of any rank have been given."""
     number = 1
     while any(os.path.lexists(_numbered(path, number)) for path in folders) or any(
-            Path().glob(LOSS_LOG.format("*") + f".{number}")):
+        Path().glob(LOSS_LOG.format("*") + f".{number}")
+    ):
         number += 1
     return number
 
@@ -162,7 +173,9 @@ def _refusal(checkpoints: dict[Path, list[str]], number: int) -> str:
         more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
         found.append(f"{folder} ({', '.join(names[:_MAX_NAMES_SHOWN])}{more})")
     kept = [str(_numbered(folder, number)) for folder in checkpoints]
-    return (f"an earlier run has left checkpoints where this one would write its own: {' and '.join(found)}. Nothing "
-            f"has been changed. To start anew, add --keep_old_run=True, which keeps the earlier run as "
-            f"{' and '.join(kept)} (the loss log and summary that lie there get the same number), train in another "
-            f"folder, or give another --save_checkpoint_path")
+    return (
+        f"an earlier run has left checkpoints where this one would write its own: {' and '.join(found)}. Nothing "
+        f"has been changed. To start anew, add --keep_old_run=True, which keeps the earlier run as "
+        f"{' and '.join(kept)} (the loss log and summary that lie there get the same number), train in another "
+        f"folder, or give another --save_checkpoint_path"
+    )

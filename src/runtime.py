@@ -1,4 +1,5 @@
 """What surrounds a run: the process environment, the device, the log, and how an entry script ends."""
+
 import ctypes
 import dataclasses
 import logging
@@ -38,8 +39,10 @@ def prepare_process(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
     if "avx512f" not in flags:
         return "oneDNN instruction set: not limited, this processor does not need it"
     os.environ[ISA_VARIABLES[0]] = "AVX2"
-    return (f"oneDNN instruction set: {ISA_VARIABLES[0]}=AVX2, because 3x3 convolutions are far slower with AVX-512 in "
-            f"this MindSpore; set the variable yourself to overrule")
+    return (
+        f"oneDNN instruction set: {ISA_VARIABLES[0]}=AVX2, because 3x3 convolutions are far slower with AVX-512 in "
+        f"this MindSpore; set the variable yourself to overrule"
+    )
 
 
 def give_back_memory() -> None:
@@ -80,6 +83,7 @@ def with_available_device(config):
     if "device_target" in config.command_line | config.file_keys:
         return config
     import mindspore as ms
+
     target = next(target for target in ("Ascend", "GPU", "CPU") if ms.hal.is_available(target))
     LOGGER.info("runs on %s; --device_target names another device", target)
     return dataclasses.replace(config, device_target=target)
@@ -100,14 +104,17 @@ def init_device(config) -> Device:
     import mindspore as ms
 
     from src.model_utils.device_adapter import read_environment
+
     environment = read_environment(config)
     try:
         ms.set_device(config.device_target, environment.device_id)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"device_target is {config.device_target}, but this MindSpore {ms.__version__} cannot use "
-                        f"device {environment.device_id} of that kind. Use --device_target=CPU, or install the "
-                        f"MindSpore package and driver for {config.device_target}. "
-                        f"MindSpore says: {first_line(error)}") from error
+        raise UserError(
+            f"device_target is {config.device_target}, but this MindSpore {ms.__version__} cannot use "
+            f"device {environment.device_id} of that kind. Use --device_target=CPU, or install the "
+            f"MindSpore package and driver for {config.device_target}. "
+            f"MindSpore says: {first_line(error)}"
+        ) from error
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(config.seed)
     if not config.run_distribute:
@@ -126,14 +133,19 @@ def _join_ranks(target: str, device_id: int) -> Device:
         UserError: no launcher has started this process, or the others do not come.
     """
     from mindspore.communication import get_group_size, get_local_rank, get_rank, init
+
     if not any(os.environ.get(variable) for variable in LAUNCHER_VARIABLES):
-        raise UserError(f"run_distribute is True, but no launcher has started this process. Use "
-                        f"scripts/run_distribute_train_{target.lower()}.sh, or leave run_distribute at False")
+        raise UserError(
+            f"run_distribute is True, but no launcher has started this process. Use "
+            f"scripts/run_distribute_train_{target.lower()}.sh, or leave run_distribute at False"
+        )
     try:
         init()
     except RuntimeError as error:
-        raise UserError(f"the processes of this run did not come together; are all hosts started, and can they reach "
-                        f"each other? MindSpore says: {first_line(error)}") from error
+        raise UserError(
+            f"the processes of this run did not come together; are all hosts started, and can they reach "
+            f"each other? MindSpore says: {first_line(error)}"
+        ) from error
     return Device(target, device_id, get_rank(), get_group_size(), get_local_rank())
 
 
@@ -155,8 +167,11 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
         LOGGER.error(error)
         return 1
     except PermissionError as error:
-        LOGGER.error("%s: %s. Give this user the right to read and write there, or name another place",
-                     error.filename, error.strerror)
+        LOGGER.error(
+            "%s: %s. Give this user the right to read and write there, or name another place",
+            error.filename,
+            error.strerror,
+        )
         return 1
     except KeyboardInterrupt:
         LOGGER.error("stopped by Ctrl-C")

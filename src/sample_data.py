@@ -6,6 +6,7 @@ It stands in for real data where a first run, a demonstration or a test of the w
 detector learns it from random weights within minutes. Every picture depends on the seed, its subset and its
 number alone, so equal arguments give equal files.
 """
+
 import argparse
 import json
 import logging
@@ -25,24 +26,24 @@ from src.files import write_json
 from src.model_utils.errors import UserError
 from src.runtime import run
 
-LOGGER = logging.getLogger("src.sample_data")     # not __name__, which is __main__ under python -m
+LOGGER = logging.getLogger("src.sample_data")  # not __name__, which is __main__ under python -m
 
 CLASS_NAMES = ("disc", "square", "star")
-MARKER_FILE = "sample_data.json"      # holds the arguments; marks a folder as made by this program
-_FORMAT_VERSION = 1                   # raise it when the same arguments begin to give other pictures
-_SUPERSAMPLING = 4                    # shapes are drawn so many times larger, then averaged: soft edges
-_SHIFT_BITS = 4                       # fraction bits of OpenCV's polygon corners
+MARKER_FILE = "sample_data.json"  # holds the arguments; marks a folder as made by this program
+_FORMAT_VERSION = 1  # raise it when the same arguments begin to give other pictures
+_SUPERSAMPLING = 4  # shapes are drawn so many times larger, then averaged: soft edges
+_SHIFT_BITS = 4  # fraction bits of OpenCV's polygon corners
 _MAX_OBJECTS = 6
-_EMPTY_SHARE = 0.06                   # pictures without objects
-_OBJECT_SIDE = (36.0, 128.0)          # pixels, side of the upright box, about
-_MIN_VISIBLE_SHARE = 0.6              # of every object, whatever lies on it
+_EMPTY_SHARE = 0.06  # pictures without objects
+_OBJECT_SIDE = (36.0, 128.0)  # pixels, side of the upright box, about
+_MIN_VISIBLE_SHARE = 0.6  # of every object, whatever lies on it
 _PLACEMENT_TRIES = 30
-_MAX_COVER_BY_BAR = 0.3               # of the object under it
+_MAX_COVER_BY_BAR = 0.3  # of the object under it
 # every class has a usual hue, 0..360, with this spread; the rest of the objects have any hue
 _CLASS_HUES = {"disc": 8.0, "square": 215.0, "star": 65.0}
 _HUE_SPREAD = 18.0
 _ANY_HUE_SHARE = 0.1
-_STAR_INNER_RADIUS = 0.45             # of the outer one
+_STAR_INNER_RADIUS = 0.45  # of the outer one
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ class SampleObject:
     """One object: its class, its outline, whole even where something covers it, and how it is painted."""
 
     class_name: str
-    corners: np.ndarray     # (n, 2) x y in pixels, origin at the picture's corner
-    mask: np.ndarray        # (H, W) float32, share of each pixel inside the outline
-    hue: float              # degrees
+    corners: np.ndarray  # (n, 2) x y in pixels, origin at the picture's corner
+    mask: np.ndarray  # (H, W) float32, share of each pixel inside the outline
+    hue: float  # degrees
 
 
 def make_sample_data(output_dir: str | Path, spec: SampleSpec) -> bool:
@@ -103,18 +104,25 @@ def make_sample_data(output_dir: str | Path, spec: SampleSpec) -> bool:
         _remove_own(partial)
     write_json(partial / MARKER_FILE, _marker(spec), indent=1)
     try:
-        counts = [_make_subset(partial, number, subset, num_images, spec) for number, (subset, num_images)
-                  in enumerate((("train2017", spec.num_train), ("val2017", spec.num_val)))]
+        counts = [
+            _make_subset(partial, number, subset, num_images, spec)
+            for number, (subset, num_images) in enumerate((("train2017", spec.num_train), ("val2017", spec.num_val)))
+        ]
         partial.replace(output_dir)
     except OSError as error:
         raise UserError(f"cannot write {output_dir}: {error.strerror or error}") from error
     finally:
         if partial.exists():
             _remove_own(partial)
-    LOGGER.info("wrote %d training pictures with %d boxes and %d evaluation pictures with %d boxes to %s",
-                spec.num_train, counts[0], spec.num_val, counts[1], output_dir)
-    LOGGER.info("use it with --coco_root=%s --coco_classes=\"%s\"", output_dir,
-                ["background", *CLASS_NAMES])
+    LOGGER.info(
+        "wrote %d training pictures with %d boxes and %d evaluation pictures with %d boxes to %s",
+        spec.num_train,
+        counts[0],
+        spec.num_val,
+        counts[1],
+        output_dir,
+    )
+    LOGGER.info('use it with --coco_root=%s --coco_classes="%s"', output_dir, ["background", *CLASS_NAMES])
     return True
 
 
@@ -144,21 +152,27 @@ def make_picture(spec: SampleSpec, subset_number: int, index: int) -> tuple[np.n
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the arguments and make the data set; returns the exit code 0."""
-    parser = argparse.ArgumentParser(prog="python -m src.sample_data", allow_abbrev=False,
-                                     description=__doc__.split("\n\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m src.sample_data", allow_abbrev=False, description=__doc__.split("\n\n", 1)[0]
+    )
     parser.add_argument("--output_dir", required=True, help="folder to make")
     defaults = SampleSpec()
-    helps = {"num_train": "training pictures", "num_val": "evaluation pictures", "width": "pixels",
-             "height": "pixels", "seed": "another seed gives other pictures"}
+    helps = {
+        "num_train": "training pictures",
+        "num_val": "evaluation pictures",
+        "width": "pixels",
+        "height": "pixels",
+        "seed": "another seed gives other pictures",
+    }
     for key, text in helps.items():
-        parser.add_argument(f"--{key}", type=int, default=getattr(defaults, key),
-                            help=f"{text} (default: %(default)s)")
+        parser.add_argument(f"--{key}", type=int, default=getattr(defaults, key), help=f"{text} (default: %(default)s)")
     arguments = vars(parser.parse_args(argv))
     make_sample_data(arguments.pop("output_dir"), SampleSpec(**arguments))
     return 0
 
 
 # ---------------------------------------------------------------------------------------------- files
+
 
 def _marker(spec: SampleSpec) -> dict[str, Any]:
     return {"made_by": "src.sample_data", "format_version": _FORMAT_VERSION} | asdict(spec)
@@ -181,11 +195,15 @@ def _is_already_made(output_dir: Path, spec: SampleSpec) -> bool:
         return False
     marker = _read_marker(output_dir)
     if marker is None:
-        raise UserError(f"{output_dir} holds files that this program did not make and would overwrite; "
-                        "give a new folder as --output_dir")
+        raise UserError(
+            f"{output_dir} holds files that this program did not make and would overwrite; "
+            "give a new folder as --output_dir"
+        )
     if marker != _marker(spec):
-        raise UserError(f"{output_dir} holds a sample data set made with other arguments ({marker}); "
-                        "remove that folder or give a new one as --output_dir")
+        raise UserError(
+            f"{output_dir} holds a sample data set made with other arguments ({marker}); "
+            "remove that folder or give a new one as --output_dir"
+        )
     return True
 
 
@@ -205,13 +223,21 @@ def _make_subset(root: Path, subset_number: int, subset: str, num_images: int, s
         file_name = f"{image_id:06d}.jpg"
         write_image(root / subset / file_name, picture)
         images.append({"id": image_id, "file_name": file_name, "width": spec.width, "height": spec.height})
-        annotations += [_annotation(item, len(annotations) + number, image_id)
-                        for number, item in enumerate(objects, start=1)]
-    categories = [{"id": number, "name": name, "supercategory": "shape"}
-                  for number, name in enumerate(CLASS_NAMES, start=1)]
-    write_json(root / "annotations" / f"instances_{subset}.json",
-               {"info": {"description": "discs, squares and stars, generated by src.sample_data"},
-                "images": images, "annotations": annotations, "categories": categories})
+        annotations += [
+            _annotation(item, len(annotations) + number, image_id) for number, item in enumerate(objects, start=1)
+        ]
+    categories = [
+        {"id": number, "name": name, "supercategory": "shape"} for number, name in enumerate(CLASS_NAMES, start=1)
+    ]
+    write_json(
+        root / "annotations" / f"instances_{subset}.json",
+        {
+            "info": {"description": "discs, squares and stars, generated by src.sample_data"},
+            "images": images,
+            "annotations": annotations,
+            "categories": categories,
+        },
+    )
     return len(annotations)
 
 
@@ -220,10 +246,16 @@ def _annotation(item: SampleObject, annotation_id: int, image_id: int) -> dict[s
     x1, y1 = item.corners.min(axis=0)
     x2, y2 = item.corners.max(axis=0)
     x, y = item.corners.T
-    area = 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))     # shoelace formula
-    return {"id": annotation_id, "image_id": image_id, "category_id": CLASS_NAMES.index(item.class_name) + 1,
-            "bbox": [round(float(v), 2) for v in (x1, y1, x2 - x1, y2 - y1)], "area": round(float(area), 2),
-            "iscrowd": 0, "segmentation": [[round(float(v), 2) for v in item.corners.reshape(-1)]]}
+    area = 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))  # shoelace formula
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": CLASS_NAMES.index(item.class_name) + 1,
+        "bbox": [round(float(v), 2) for v in (x1, y1, x2 - x1, y2 - y1)],
+        "area": round(float(area), 2),
+        "iscrowd": 0,
+        "segmentation": [[round(float(v), 2) for v in item.corners.reshape(-1)]],
+    }
 
 
 def _progress(numbers: range, what: str) -> Iterable[int]:
@@ -235,11 +267,12 @@ def _progress(numbers: range, what: str) -> Iterable[int]:
 
 # --------------------------------------------------------------------------------------------- shapes
 
+
 def _outline(class_name: str, side: float, angle: float) -> np.ndarray:
     """Corners (n, 2) of a shape around the origin; `side` is about the side of its upright box."""
     if class_name == "square":
         directions = np.arange(4) * np.pi / 2 + np.pi / 4
-        radii = np.full(4, 0.6 * side)                     # box side 0.85 to 1.2 times `side`
+        radii = np.full(4, 0.6 * side)  # box side 0.85 to 1.2 times `side`
     elif class_name == "star":
         directions = np.arange(10) * np.pi / 5
         radii = np.where(np.arange(10) % 2 == 0, side / 2, side / 2 * _STAR_INNER_RADIUS)
@@ -254,7 +287,7 @@ def _coverage(corners: np.ndarray, width: int, height: int) -> np.ndarray:
     """The share (height, width) float32 of every pixel that lies inside a polygon."""
     large = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
     # a pixel's number is the place of its centre for OpenCV, and half a pixel less than that for us
-    fixed = np.rint((corners * _SUPERSAMPLING - 0.5) * 2 ** _SHIFT_BITS).astype(np.int32)
+    fixed = np.rint((corners * _SUPERSAMPLING - 0.5) * 2**_SHIFT_BITS).astype(np.int32)
     cv2.fillPoly(large, [fixed], 255, shift=_SHIFT_BITS)
     return cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
 
@@ -266,8 +299,10 @@ def _place_objects(rng: np.random.Generator, spec: SampleSpec) -> list[SampleObj
     for _ in range(num_objects):
         for _ in range(_PLACEMENT_TRIES):
             candidate = _random_object(rng, spec)
-            if all(_visible_share(item, [*objects[i + 1:], candidate]) >= _MIN_VISIBLE_SHARE
-                   for i, item in enumerate(objects)):
+            if all(
+                _visible_share(item, [*objects[i + 1 :], candidate]) >= _MIN_VISIBLE_SHARE
+                for i, item in enumerate(objects)
+            ):
                 objects.append(candidate)
                 break
     return objects
@@ -280,8 +315,7 @@ def _random_object(rng: np.random.Generator, spec: SampleSpec) -> SampleObject:
     corners = _outline(class_name, side, rng.uniform(0, 2 * np.pi))
     low, high = 1.0 - corners.min(axis=0), (spec.width, spec.height) - corners.max(axis=0) - 1.0
     corners = corners + rng.uniform(low, high)
-    hue = rng.uniform(0, 360) if rng.random() < _ANY_HUE_SHARE \
-        else _CLASS_HUES[class_name] + rng.normal(0, _HUE_SPREAD)
+    hue = rng.uniform(0, 360) if rng.random() < _ANY_HUE_SHARE else _CLASS_HUES[class_name] + rng.normal(0, _HUE_SPREAD)
     return SampleObject(class_name, corners, _coverage(corners, spec.width, spec.height), hue % 360)
 
 
@@ -295,10 +329,12 @@ def _visible_share(item: SampleObject, above: Sequence[SampleObject]) -> float:
 
 # ------------------------------------------------------------------------------------------- painting
 
+
 def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     """A picture (height, width, 3) float32: muted colours that run into each other, clouds, stripes."""
-    corners = np.stack([_colour(rng.uniform(0, 360), rng.uniform(0.05, 0.4), rng.uniform(0.2, 0.75))
-                        for _ in range(4)]).reshape(2, 2, 3)
+    corners = np.stack(
+        [_colour(rng.uniform(0, 360), rng.uniform(0.05, 0.4), rng.uniform(0.2, 0.75)) for _ in range(4)]
+    ).reshape(2, 2, 3)
     image = cv2.resize(corners, (width, height), interpolation=cv2.INTER_LINEAR)
     for cells, strength in ((4, 22.0), (12, 14.0), (40, 9.0)):
         clouds = rng.normal(0, strength, (cells, cells, 1)) + rng.normal(0, strength / 3, (cells, cells, 3))
@@ -346,8 +382,9 @@ def _paint_bar_across(image: np.ndarray, item: SampleObject, rng: np.random.Gene
     height, width = image.shape[:2]
     centre = item.corners.mean(axis=0)
     side = np.ptp(item.corners, axis=0).max()
-    corners = _bar(centre + rng.uniform(-0.25, 0.25, 2) * side, 1.6 * side, rng.uniform(0.06, 0.16) * side,
-                   rng.uniform(0, np.pi))
+    corners = _bar(
+        centre + rng.uniform(-0.25, 0.25, 2) * side, 1.6 * side, rng.uniform(0.06, 0.16) * side, rng.uniform(0, np.pi)
+    )
     mask = _coverage(corners, width, height)
     if (mask * item.mask).sum() <= _MAX_COVER_BY_BAR * item.mask.sum():
         _blend(image, mask, _colour(rng.uniform(0, 360), rng.uniform(0.0, 0.4), rng.uniform(0.2, 0.8)))
@@ -377,8 +414,17 @@ def _bar_mask(rng: np.random.Generator, centre: np.ndarray, width: int, height: 
 def _ring_mask(rng: np.random.Generator, centre: np.ndarray, width: int, height: int) -> np.ndarray:
     mask = np.zeros((height, width), np.uint8)
     axes = tuple(int(v) for v in rng.integers(8, 40, 2))
-    cv2.ellipse(mask, tuple(int(v) for v in centre), axes, float(rng.uniform(0, 180)), 0,
-                float(rng.uniform(200, 360)), 255, int(rng.integers(1, 4)), cv2.LINE_AA)
+    cv2.ellipse(
+        mask,
+        tuple(int(v) for v in centre),
+        axes,
+        float(rng.uniform(0, 180)),
+        0,
+        float(rng.uniform(200, 360)),
+        255,
+        int(rng.integers(1, 4)),
+        cv2.LINE_AA,
+    )
     return mask.astype(np.float32) / 255.0
 
 

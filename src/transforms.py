@@ -5,6 +5,7 @@ Pictures are (h, w, 3) uint8 RGB until `normalize_to_canvas` makes the (3, H, W)
 
 EXIF orientation is ignored everywhere: annotations refer to the stored pixels, as in the published system.
 """
+
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from src.model_utils.errors import UserError
 # RGB, of the ImageNet pictures the backbones were trained on
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF")    # MPO: a JPEG with further pictures behind it, from cameras
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF")  # MPO: a JPEG with further pictures behind it, from cameras
 # In lower case: a file in a folder is taken for a picture by its name.
 PICTURE_SUFFIXES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B")      # Pillow's, of those it reads right
+TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B")  # Pillow's, of those it reads right
 MAX_PICTURE_BYTES = 128 << 20
 MAX_EXPAND_RATIO = 4.0
 PADDING_LABEL = -1
@@ -52,6 +53,7 @@ class Canvas:
 
 
 # ---- reading ---------------------------------------------------------------------------------------------
+
 
 def decode_rgb(data: np.ndarray) -> np.ndarray:
     """Decode the bytes of a picture file to 3-channel RGB.
@@ -97,7 +99,7 @@ def checked_rgb(data: bytes) -> np.ndarray:
     if len(data) > MAX_PICTURE_BYTES:
         raise PictureError(f"has {len(data):,} bytes; the limit is {MAX_PICTURE_BYTES:,}")
     try:
-        with Image.open(io.BytesIO(data)) as picture:      # reads the header only
+        with Image.open(io.BytesIO(data)) as picture:  # reads the header only
             kind = picture.format
             if kind == "TIFF":
                 return _tiff_rgb(picture)
@@ -107,7 +109,7 @@ def checked_rgb(data: bytes) -> np.ndarray:
         raise PictureError("is not a picture (JPEG, PNG, BMP, WEBP or TIFF), or damaged") from error
     if kind not in FORMATS:
         raise PictureError(f"is a {kind} file; expected JPEG, PNG, BMP, WEBP or TIFF")
-    if kind in ("JPEG", "MPO") and b"\xff\xd9" not in data:    # no end marker: OpenCV lets some of these pass
+    if kind in ("JPEG", "MPO") and b"\xff\xd9" not in data:  # no end marker: OpenCV lets some of these pass
         raise PictureError("is cut off")
     return decode_rgb(np.frombuffer(data, np.uint8))
 
@@ -124,7 +126,7 @@ def _tiff_rgb(picture: Image.Image) -> np.ndarray:
         raise PictureError(f"is a TIFF file of {picture.n_frames} pages; save each as a file of its own")
     if orientation != 1:
         raise PictureError("is a TIFF file that is to be turned when it is shown; save it upright")
-    if picture.mode not in TIFF_MODES or (deep and photometric == 0):      # 0: white is 0, which Pillow forgets there
+    if picture.mode not in TIFF_MODES or (deep and photometric == 0):  # 0: white is 0, which Pillow forgets there
         raise PictureError(f"is a TIFF file of the kind {picture.mode}, which is not read; save it as PNG")
     picture.load()
     if deep:
@@ -174,6 +176,7 @@ def checked_rgb_of(path: str | Path, data: bytes) -> np.ndarray:
 
 # ---- pictures --------------------------------------------------------------------------------------------
 
+
 def expand(image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Paste a picture at a random place on a black canvas 1 to 4 times as wide and high.
 
@@ -190,7 +193,7 @@ def expand(image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tu
     left = int(rng.uniform(0, width * ratio - width))
     top = int(rng.uniform(0, height * ratio - height))
     expanded = np.zeros((int(height * ratio), int(width * ratio), 3), np.uint8)
-    expanded[top:top + height, left:left + width] = image
+    expanded[top : top + height, left : left + width] = image
     return expanded, boxes + np.array([left, top, left, top], np.float32)
 
 
@@ -262,6 +265,7 @@ def normalize_to_canvas(image: np.ndarray, canvas: Canvas, *, flip: bool = False
 
 # ---- boxes -----------------------------------------------------------------------------------------------
 
+
 def scale_and_clip(boxes: np.ndarray, scale_h: float, scale_w: float, height: int, width: int) -> np.ndarray:
     """Scale boxes with their picture, then clip them to its pixels, [0, width - 1] x [0, height - 1].
 
@@ -287,8 +291,9 @@ def flip_boxes(boxes: np.ndarray, canvas_width: int) -> np.ndarray:
     return flipped
 
 
-def pad_ground_truth(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray, num_gts: int,
-                     rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pad_ground_truth(
+    boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray, num_gts: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bring the ground truth of a picture to a fixed number of rows.
 
     Crowd boxes stay as rows, but invalid ones. Of more than `num_gts` boxes crowds leave first, then a random
@@ -313,16 +318,24 @@ def pad_ground_truth(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray
     padded_boxes = np.zeros((num_gts, 4), np.float32)
     padded_labels = np.full(num_gts, PADDING_LABEL, np.int32)
     valid = np.zeros(num_gts, bool)
-    padded_boxes[:len(rows)] = boxes[rows]
-    padded_labels[:len(rows)] = labels[rows]
-    valid[:len(rows)] = ~is_crowd[rows]
+    padded_boxes[: len(rows)] = boxes[rows]
+    padded_labels[: len(rows)] = labels[rows]
+    valid[: len(rows)] = ~is_crowd[rows]
     return padded_boxes, padded_labels, valid
 
 
 # ---- a whole picture -------------------------------------------------------------------------------------
 
-def training_input(image: np.ndarray, boxes: np.ndarray, canvas: Canvas, *, expand_ratio: float,
-                   flip_ratio: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+
+def training_input(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    canvas: Canvas,
+    *,
+    expand_ratio: float,
+    flip_ratio: float,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Augment one picture for training.
 
     Args:

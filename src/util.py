@@ -3,6 +3,7 @@
 `eval.py`, `eval_onnx.py`, `postprocess.py` and the evaluation during training all end in `CocoEvaluator`, so
 one model gives one figure whichever way it is run. Size letters: B images, D detection rows per image.
 """
+
 import contextlib
 import io
 import logging
@@ -33,7 +34,7 @@ MAX_DETECTIONS = 100
 RESULTS_FILE = "results.bbox.json"
 METRICS_FILE = "metrics.json"
 COCO_FOLDER_NAMES = ("coco", "coco2017")
-_MAX_IDS_SHOWN = 5            # in error messages
+_MAX_IDS_SHOWN = 5  # in error messages
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class Detections:
     num_dropped: int = 0
 
 
-def detections_from_outputs(boxes: np.ndarray, labels: np.ndarray, mask: np.ndarray,
-                            max_detections: int | None = MAX_DETECTIONS) -> Detections:
+def detections_from_outputs(
+    boxes: np.ndarray, labels: np.ndarray, mask: np.ndarray, max_detections: int | None = MAX_DETECTIONS
+) -> Detections:
     """Turn the padded output rows of one image into its detections.
 
     Rows that are masked or hold a NaN or infinity go; of the rest the best `max_detections` over all classes
@@ -75,8 +77,10 @@ def detections_from_outputs(boxes: np.ndarray, labels: np.ndarray, mask: np.ndar
     boxes = np.asarray(boxes, np.float64)
     labels, mask = np.asarray(labels).reshape(-1), np.asarray(mask).reshape(-1).astype(bool)
     if boxes.ndim != 2 or boxes.shape[1] != 5 or not len(boxes) == len(labels) == len(mask):
-        raise ValueError(f"expected boxes (D, 5) with D labels and D mask rows, got boxes {boxes.shape}, "
-                         f"{len(labels)} labels, {len(mask)} mask rows")
+        raise ValueError(
+            f"expected boxes (D, 5) with D labels and D mask rows, got boxes {boxes.shape}, "
+            f"{len(labels)} labels, {len(mask)} mask rows"
+        )
     finite = np.isfinite(boxes).all(axis=1)
     rows, row_labels = boxes[mask & finite], labels[mask & finite].astype(np.int64)
     x1, y1, x2, y2, scores = rows.T
@@ -124,8 +128,9 @@ class CocoEvaluator:
         UserError: no images, an image id twice, or a category id that the ground truth does not know.
     """
 
-    def __init__(self, ground_truth: dict, category_ids: Sequence[int], dataset_name: str,
-                 max_detections: int = MAX_DETECTIONS):
+    def __init__(
+        self, ground_truth: dict, category_ids: Sequence[int], dataset_name: str, max_detections: int = MAX_DETECTIONS
+    ):
         self.ground_truth = _prepared_ground_truth(ground_truth)
         self.category_ids = tuple(int(category_id) for category_id in category_ids)
         self.dataset_name = dataset_name
@@ -163,12 +168,16 @@ class CocoEvaluator:
         """
         image_ids = [int(image_id) for image_id in image_ids]
         if not len(image_ids) == len(boxes) == len(labels) == len(mask):
-            raise ValueError(f"{len(image_ids)} image ids for {len(boxes)} rows of boxes, {len(labels)} of "
-                             f"labels, {len(mask)} of masks")
+            raise ValueError(
+                f"{len(image_ids)} image ids for {len(boxes)} rows of boxes, {len(labels)} of "
+                f"labels, {len(mask)} of masks"
+            )
         for image_id, *outputs in zip(image_ids, boxes, labels, mask, strict=True):
             if image_id not in self._known_ids:
-                raise UserError(f"image id {image_id} is not in the ground truth of {self.dataset_name}: "
-                                "the pictures and the annotation file do not belong together")
+                raise UserError(
+                    f"image id {image_id} is not in the ground truth of {self.dataset_name}: "
+                    "the pictures and the annotation file do not belong together"
+                )
             if image_id in self._detections:
                 raise UserError(f"image id {image_id} arrived twice; every image counts once")
             detections = detections_from_outputs(*outputs, max_detections=self.max_detections)
@@ -203,36 +212,51 @@ class CocoEvaluator:
         metrics = dict(zip(METRIC_NAMES, map(float, coco_eval.stats), strict=True))
         per_class = self._per_class(coco_eval)
         if self.max_detections > MAX_DETECTIONS:
-            LOGGER.info("test_max_per_img is %d: up to so many detections per image are scored (maxDets %s), while "
-                        "published COCO results are at %d", self.max_detections, list(self.max_dets), MAX_DETECTIONS)
+            LOGGER.info(
+                "test_max_per_img is %d: up to so many detections per image are scored (maxDets %s), while "
+                "published COCO results are at %d",
+                self.max_detections,
+                list(self.max_dets),
+                MAX_DETECTIONS,
+            )
         LOGGER.info("Result on %s dataset\n%s", self.dataset_name, lines)
         LOGGER.info("%s", _per_class_table(per_class))
         num_dropped = sum(detections.num_dropped for detections in self._detections.values())
         if num_dropped:
-            LOGGER.warning("%d detections held NaN or infinity and were left out: the network is damaged "
-                           "or has diverged", num_dropped)
+            LOGGER.warning(
+                "%d detections held NaN or infinity and were left out: the network is damaged or has diverged",
+                num_dropped,
+            )
         if output_dir is not None:
-            counts = {"dataset": self.dataset_name, "max_dets": self.max_dets, "num_images": self.num_images,
-                      "num_detections": len(results), "num_dropped_not_finite": num_dropped}
+            counts = {
+                "dataset": self.dataset_name,
+                "max_dets": self.max_dets,
+                "num_images": self.num_images,
+                "num_detections": len(results),
+                "num_dropped_not_finite": num_dropped,
+            }
             write_json(Path(output_dir) / RESULTS_FILE, results)
-            path = write_json(Path(output_dir) / METRICS_FILE, metrics | counts | {"per_class": per_class},
-                              indent=1)
+            path = write_json(Path(output_dir) / METRICS_FILE, metrics | counts | {"per_class": per_class}, indent=1)
             LOGGER.info("wrote %s and %s", Path(output_dir) / RESULTS_FILE, path)
         return metrics
 
     def _check_labels(self, image_id: int, labels: np.ndarray) -> None:
         wrong = labels[(labels < 0) | (labels >= len(self.category_ids))]
         if len(wrong):
-            raise UserError(f"image id {image_id} has a detection of class {wrong[0]}, but there are "
-                            f"{len(self.category_ids)} classes: model and coco_classes do not fit")
+            raise UserError(
+                f"image id {image_id} has a detection of class {wrong[0]}, but there are "
+                f"{len(self.category_ids)} classes: model and coco_classes do not fit"
+            )
 
     def _check_complete(self) -> None:
         missing = [image_id for image_id in self._image_ids if image_id not in self._detections]
         if missing:
             shown = ", ".join(map(str, missing[:_MAX_IDS_SHOWN]))
             shown += ", ..." if len(missing) > _MAX_IDS_SHOWN else ""
-            raise UserError(f"{len(missing)} of {len(self._image_ids)} images of {self.dataset_name} were "
-                            f"not evaluated (ids {shown}); every image of the ground truth counts once")
+            raise UserError(
+                f"{len(missing)} of {len(self._image_ids)} images of {self.dataset_name} were "
+                f"not evaluated (ids {shown}); every image of the ground truth counts once"
+            )
 
     def _results(self) -> list[dict[str, Any]]:
         """All detections in COCO's result format, in the ground truth's order of images."""
@@ -240,26 +264,35 @@ class CocoEvaluator:
         for image_id in self._image_ids:
             found = self._detections[image_id]
             boxes_xywh = found.boxes_xyxy.copy()
-            boxes_xywh[:, 2:] -= boxes_xywh[:, :2]          # width = x2 - x1: no +1
-            results += [{"image_id": image_id, "category_id": self.category_ids[label], "bbox": box,
-                         "score": score}
-                        for box, score, label in zip(boxes_xywh.tolist(), found.scores.tolist(),
-                                                     found.labels.tolist(), strict=True)]
+            boxes_xywh[:, 2:] -= boxes_xywh[:, :2]  # width = x2 - x1: no +1
+            results += [
+                {"image_id": image_id, "category_id": self.category_ids[label], "bbox": box, "score": score}
+                for box, score, label in zip(
+                    boxes_xywh.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+                )
+            ]
         return results
 
     def _per_class(self, coco_eval: COCOeval) -> list[dict[str, Any]]:
         """AP and AP50 of every class from pycocotools' precision, indexed (iou, recall, class, area, max)."""
         names = {category["id"]: category["name"] for category in self.ground_truth["categories"]}
-        counts = Counter(annotation["category_id"] for annotation in self.ground_truth["annotations"]
-                         if not annotation["iscrowd"])
+        counts = Counter(
+            annotation["category_id"] for annotation in self.ground_truth["annotations"] if not annotation["iscrowd"]
+        )
         rows = []
         for index, category_id in enumerate(self.category_ids):
             precision = coco_eval.eval["precision"][:, :, coco_eval.params.catIds.index(category_id), 0, -1]
             known = counts[category_id] > 0
-            rows.append({"label": index, "category_id": category_id, "name": names[category_id],
-                         "AP": float(precision.mean()) if known else -1.0,
-                         "AP50": float(precision[0].mean()) if known else -1.0,
-                         "num_ground_truths": counts[category_id]})
+            rows.append(
+                {
+                    "label": index,
+                    "category_id": category_id,
+                    "name": names[category_id],
+                    "AP": float(precision.mean()) if known else -1.0,
+                    "AP50": float(precision[0].mean()) if known else -1.0,
+                    "num_ground_truths": counts[category_id],
+                }
+            )
         return rows
 
 
@@ -269,22 +302,27 @@ def _prepared_ground_truth(ground_truth: dict) -> dict:
     for number, annotation in enumerate(ground_truth["annotations"], start=1):
         _, _, width, height = annotation["bbox"]
         annotations.append({"iscrowd": 0, "area": width * height} | annotation | {"id": number})
-    return {"images": list(ground_truth["images"]), "annotations": annotations,
-            "categories": list(ground_truth["categories"])}
+    return {
+        "images": list(ground_truth["images"]),
+        "annotations": annotations,
+        "categories": list(ground_truth["categories"]),
+    }
 
 
-def _run_coco_eval(ground_truth: dict, results: list[dict], category_ids: Sequence[int],
-                   max_dets: Sequence[int]) -> tuple[COCOeval, str]:
+def _run_coco_eval(
+    ground_truth: dict, results: list[dict], category_ids: Sequence[int], max_dets: Sequence[int]
+) -> tuple[COCOeval, str]:
     """Run pycocotools without its chatter; returns the evaluation and its twelve lines.
 
     The index of the detections is built here instead of by `COCO.loadRes`, which fails on an empty list.
     """
-    detected = [result | {"id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
-                for number, result in enumerate(results, start=1)]
+    detected = [
+        result | {"id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        for number, result in enumerate(results, start=1)
+    ]
     lines = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()):
-        coco_eval = COCOeval(_coco_index(ground_truth), _coco_index(ground_truth | {"annotations": detected}),
-                             "bbox")
+        coco_eval = COCOeval(_coco_index(ground_truth), _coco_index(ground_truth | {"annotations": detected}), "bbox")
         coco_eval.params.catIds = sorted(category_ids)
         coco_eval.params.maxDets = list(max_dets)
         coco_eval.evaluate()
@@ -294,7 +332,7 @@ def _run_coco_eval(ground_truth: dict, results: list[dict], category_ids: Sequen
     first, rest = lines.getvalue().rstrip("\n").split("\n", 1)
     if max_dets[-1] != MAX_DETECTIONS:
         # pycocotools 2.0.11 looks for the AP, and for it alone, at 100 detections whatever maxDets says, and finds -1.
-        precision = coco_eval.eval["precision"][:, :, :, 0, -1]     # -1 where a class has no ground truth
+        precision = coco_eval.eval["precision"][:, :, :, 0, -1]  # -1 where a class has no ground truth
         coco_eval.stats[0] = precision[precision > -1].mean() if (precision > -1).any() else -1
         first = f"{first.partition('maxDets=')[0]}maxDets={max_dets[-1]:>3d} ] = {coco_eval.stats[0]:0.3f}"
     return coco_eval, f"{first}\n{rest}"
@@ -342,8 +380,14 @@ class DetectionCell(nn.Cell):
 Predictor = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
 
 
-def evaluate(network: nn.Cell | Predictor, dataset: ms.dataset.Dataset, evaluator: CocoEvaluator, *,
-             batch_size: int, progress: bool = True) -> None:
+def evaluate(
+    network: nn.Cell | Predictor,
+    dataset: ms.dataset.Dataset,
+    evaluator: CocoEvaluator,
+    *,
+    batch_size: int,
+    progress: bool = True,
+) -> None:
     """Run every image of a dataset through a network and hand the outputs to the evaluator.
 
     A last partial batch is filled up to `batch_size` with copies of its last image and the copies' outputs
@@ -375,13 +419,16 @@ def evaluate(network: nn.Cell | Predictor, dataset: ms.dataset.Dataset, evaluato
 
 def _cell_predictor(cell: nn.Cell) -> Predictor:
     """Arrays in, arrays out around a cell."""
+
     def predict(images, metas):
         return [output.asnumpy() for output in cell(ms.Tensor(images), ms.Tensor(metas))]
+
     return predict
 
 
-def _feed(predict: Predictor, dataset: ms.dataset.Dataset, evaluator: CocoEvaluator, batch_size: int,
-          progress: bool) -> None:
+def _feed(
+    predict: Predictor, dataset: ms.dataset.Dataset, evaluator: CocoEvaluator, batch_size: int, progress: bool
+) -> None:
     """The loop over batches: predict, add, count."""
     num_truncated, num_images, first_batch_seconds = 0, 0, 0.0
     start = time.perf_counter()
@@ -401,9 +448,14 @@ def _feed(predict: Predictor, dataset: ms.dataset.Dataset, evaluator: CocoEvalua
         raise UserError("the evaluation data hold no images")
     _log_speed(num_images, batch_size, time.perf_counter() - start, first_batch_seconds)
     if num_truncated:
-        LOGGER.warning("%d of %d images had more candidate boxes than test_nms_candidates and fewer than %d "
-                       "survivors: weak detections there may be missing; raise test_nms_candidates for exact "
-                       "results", num_truncated, num_images, evaluator.max_detections)
+        LOGGER.warning(
+            "%d of %d images had more candidate boxes than test_nms_candidates and fewer than %d "
+            "survivors: weak detections there may be missing; raise test_nms_candidates for exact "
+            "results",
+            num_truncated,
+            num_images,
+            evaluator.max_detections,
+        )
 
 
 def filled_up(array: np.ndarray, batch_size: int) -> np.ndarray:

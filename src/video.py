@@ -1,4 +1,5 @@
 """Videos frame by frame: reading, and writing MP4 files that appear whole or not at all."""
+
 import logging
 import math
 import os
@@ -13,7 +14,7 @@ from src.transforms import PictureError
 
 LOGGER = logging.getLogger(__name__)
 
-FALLBACK_FRAME_RATE = 25.0        # frames a second, for files that state none
+FALLBACK_FRAME_RATE = 25.0  # frames a second, for files that state none
 _CODEC = cv2.VideoWriter_fourcc(*"mp4v")
 
 
@@ -59,8 +60,12 @@ class VideoReader:
         finally:
             self._capture.release()
         if number < self.num_frames:
-            LOGGER.warning("%s: %d frames are announced and %d could be read; the file may be cut off or damaged",
-                           self.path, self.num_frames, number)
+            LOGGER.warning(
+                "%s: %d frames are announced and %d could be read; the file may be cut off or damaged",
+                self.path,
+                self.num_frames,
+                number,
+            )
 
 
 class VideoWriter:

@@ -18,6 +18,7 @@ therefore kept as they are, unless --one_based is given. Here x2 = x + width.
 Objects marked difficult become crowd boxes by default: no training target, neither reward nor penalty in
 evaluation, which is VOC's own rule.
 """
+
 import argparse
 import logging
 import os
@@ -71,8 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read the arguments and convert; returns the exit code 0."""
     arguments = _parser().parse_args(argv)
     if arguments.images.resolve() in (arguments.output.resolve(), *arguments.output.resolve().parents):
-        raise UserError(f"--output={arguments.output} lies in the folder of the images, where a second conversion "
-                        "would find copies of them; give another folder")
+        raise UserError(
+            f"--output={arguments.output} lies in the folder of the images, where a second conversion "
+            "would find copies of them; give another folder"
+        )
     read_options = ReadOptions(arguments.match, arguments.encoding, arguments.keep_unlabelled)
     data = read_voc(arguments.annotations, arguments.images, read_options)
     class_names = _class_names(arguments.classes, data.images)
@@ -87,45 +90,86 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m src.voc_to_coco", allow_abbrev=False,
-                                     description=__doc__.split("\n\n", 1)[0])
-    parser.add_argument("--images", required=True, type=Path,
-                        help="folder of the images; each is looked for in the sub-folder that its XML file has below "
-                             "--annotations, then in this folder")
-    parser.add_argument("--annotations", required=True, type=Path,
-                        help="folder of the XML files, one an image, also in sub-folders")
+    parser = argparse.ArgumentParser(
+        prog="python -m src.voc_to_coco", allow_abbrev=False, description=__doc__.split("\n\n", 1)[0]
+    )
+    parser.add_argument(
+        "--images",
+        required=True,
+        type=Path,
+        help="folder of the images; each is looked for in the sub-folder that its XML file has below "
+        "--annotations, then in this folder",
+    )
+    parser.add_argument(
+        "--annotations", required=True, type=Path, help="folder of the XML files, one an image, also in sub-folders"
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder to make; it must not exist or be empty")
-    parser.add_argument("--classes", default="",
-                        help="names separated by commas, in the order of the class numbers; other names in the XML "
-                             "files are an error (default: all names found, in alphabetical order)")
-    parser.add_argument("--match", choices=MATCH_CHOICES, default="",
-                        help="which is right where <filename> in an XML file names one image and the XML file's own "
-                             "name is that of another (default: such files are refused by name)")
-    parser.add_argument("--encoding", default="", metavar="NAME",
-                        help="encoding, such as gb18030 or cp1252, of XML files that declare none and are not plainly "
-                             "UTF-8, and of those that declare one that Python does not know or that their bytes "
-                             "contradict; all others are read as they declare (default: such files are refused by "
-                             "name, but one that declares none and can be read as UTF-8 is read so)")
-    parser.add_argument("--keep_unlabelled", action="store_true",
-                        help="images without an XML file become images without boxes, which are background (default: "
-                             "they are left out)")
-    parser.add_argument("--val_fraction", type=float, default=0.2,
-                        help="share of the images that goes to the evaluation set (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1,
-                        help="another seed gives another division into the two sets (default: %(default)s)")
-    parser.add_argument("--train_list", type=Path,
-                        help="file of names without suffix, one a line, such as ImageSets/Main/train.txt: the "
-                             "training set; needs --val_list and replaces --val_fraction. sub/1 is sub/1.xml below "
-                             "--annotations; 1 is 1.xml, or else the only one of that name in any sub-folder")
+    parser.add_argument(
+        "--classes",
+        default="",
+        help="names separated by commas, in the order of the class numbers; other names in the XML "
+        "files are an error (default: all names found, in alphabetical order)",
+    )
+    parser.add_argument(
+        "--match",
+        choices=MATCH_CHOICES,
+        default="",
+        help="which is right where <filename> in an XML file names one image and the XML file's own "
+        "name is that of another (default: such files are refused by name)",
+    )
+    parser.add_argument(
+        "--encoding",
+        default="",
+        metavar="NAME",
+        help="encoding, such as gb18030 or cp1252, of XML files that declare none and are not plainly "
+        "UTF-8, and of those that declare one that Python does not know or that their bytes "
+        "contradict; all others are read as they declare (default: such files are refused by "
+        "name, but one that declares none and can be read as UTF-8 is read so)",
+    )
+    parser.add_argument(
+        "--keep_unlabelled",
+        action="store_true",
+        help="images without an XML file become images without boxes, which are background (default: "
+        "they are left out)",
+    )
+    parser.add_argument(
+        "--val_fraction",
+        type=float,
+        default=0.2,
+        help="share of the images that goes to the evaluation set (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="another seed gives another division into the two sets (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--train_list",
+        type=Path,
+        help="file of names without suffix, one a line, such as ImageSets/Main/train.txt: the "
+        "training set; needs --val_list and replaces --val_fraction. sub/1 is sub/1.xml below "
+        "--annotations; 1 is 1.xml, or else the only one of that name in any sub-folder",
+    )
     parser.add_argument("--val_list", type=Path, help="the same for the evaluation set")
-    parser.add_argument("--one_based", action="store_true",
-                        help="the corners count pixels from 1, as in the original VOC files: xmin and ymin are "
-                             "lowered by 1 (default: numbers are kept)")
-    parser.add_argument("--difficult", choices=DIFFICULT_CHOICES, default="crowd",
-                        help="objects marked difficult become crowd boxes (neither learnt nor scored), are kept as "
-                             "others, or are dropped (default: %(default)s)")
-    parser.add_argument("--hard_links", action="store_true",
-                        help="link the images instead of copying them, where both folders are on one disk")
+    parser.add_argument(
+        "--one_based",
+        action="store_true",
+        help="the corners count pixels from 1, as in the original VOC files: xmin and ymin are "
+        "lowered by 1 (default: numbers are kept)",
+    )
+    parser.add_argument(
+        "--difficult",
+        choices=DIFFICULT_CHOICES,
+        default="crowd",
+        help="objects marked difficult become crowd boxes (neither learnt nor scored), are kept as "
+        "others, or are dropped (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--hard_links",
+        action="store_true",
+        help="link the images instead of copying them, where both folders are on one disk",
+    )
     return parser
 
 
@@ -150,6 +194,7 @@ def _class_names(argument: str, images: Sequence[VocImage]) -> tuple[str, ...]:
 
 # ---- the two sets ----------------------------------------------------------------------------------------
 
+
 def split_at_random(images: Sequence[VocImage], val_fraction: float, seed: int) -> dict[str, list[VocImage]]:
     """Divide images at random; the same seed gives the same division.
 
@@ -173,12 +218,15 @@ def split_at_random(images: Sequence[VocImage], val_fraction: float, seed: int) 
     num_val = min(max(round(val_fraction * len(images)), 1), len(images) - 1)
     in_val = np.zeros(len(images), bool)
     in_val[np.random.default_rng(seed).permutation(len(images))[:num_val]] = True
-    return {subset: [image for image, chosen in zip(images, in_val, strict=True) if chosen == wanted]
-            for subset, wanted in zip(SUBSETS, (False, True), strict=True)}
+    return {
+        subset: [image for image, chosen in zip(images, in_val, strict=True) if chosen == wanted]
+        for subset, wanted in zip(SUBSETS, (False, True), strict=True)
+    }
 
 
-def split_by_lists(images: Sequence[VocImage], train_list: Path | None,
-                   val_list: Path | None) -> dict[str, list[VocImage]]:
+def split_by_lists(
+    images: Sequence[VocImage], train_list: Path | None, val_list: Path | None
+) -> dict[str, list[VocImage]]:
     """Divide images by two lists of names; images in neither are left out.
 
     Args:
@@ -224,13 +272,15 @@ class _ListNames:
 
     def image_of(self, line: str, place: str) -> VocImage:
         whole = nfc(line.replace("\\", "/"))
-        name = re.sub(r"\s+(-1|0|1)$", "", whole)           # the lists of single classes have these behind the name
+        name = re.sub(r"\s+(-1|0|1)$", "", whole)  # the lists of single classes have these behind the name
         hits = next((known[key] for key in (whole, name) for known in (self._whole, self._bare) if key in known), [])
         if not hits:
             raise UserError(f"{place}: there is no annotation file {name}.xml")
         if len(hits) > 1:
-            raise UserError(f"{place}: {name} stands for {listed([image.file_name for image in hits])}; write the "
-                            "folder too, such as sub/1, or give them different names")
+            raise UserError(
+                f"{place}: {name} stands for {listed([image.file_name for image in hits])}; write the "
+                "folder too, such as sub/1, or give them different names"
+            )
         return hits[0]
 
 
@@ -245,8 +295,10 @@ def _list_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 # ---- writing ---------------------------------------------------------------------------------------------
 
-def write_coco(output: str | Path, subsets: dict[str, list[VocImage]], options: Options, *,
-               hard_links: bool = False) -> None:
+
+def write_coco(
+    output: str | Path, subsets: dict[str, list[VocImage]], options: Options, *, hard_links: bool = False
+) -> None:
     """Write images and annotation files in COCO layout.
 
     Everything is made in a folder `.NAME.unfinished` beside the output, which takes its place at the end.
@@ -266,7 +318,7 @@ def write_coco(output: str | Path, subsets: dict[str, list[VocImage]], options: 
     unfinished = output.with_name(f".{output.name}.unfinished")
     try:
         if unfinished.is_dir():
-            shutil.rmtree(unfinished)         # a killed run left it
+            shutil.rmtree(unfinished)  # a killed run left it
         for subset, images in subsets.items():
             _write_subset(unfinished, subset, images, options, hard_links=hard_links)
         unfinished.replace(output)
@@ -274,12 +326,15 @@ def write_coco(output: str | Path, subsets: dict[str, list[VocImage]], options: 
         raise UserError(f"--output={output}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    LOGGER.info("%s is ready. Train with --coco_root=%s --coco_classes=\"%s\"", output, output,
-                ["background", *options.class_names])
+    LOGGER.info(
+        '%s is ready. Train with --coco_root=%s --coco_classes="%s"',
+        output,
+        output,
+        ["background", *options.class_names],
+    )
 
 
-def _write_subset(root: Path, subset: str, images: Sequence[VocImage], options: Options, *,
-                  hard_links: bool) -> None:
+def _write_subset(root: Path, subset: str, images: Sequence[VocImage], options: Options, *, hard_links: bool) -> None:
     folder = root / subset
     folder.mkdir(parents=True)
     summary = Summary()
@@ -291,16 +346,29 @@ def _write_subset(root: Path, subset: str, images: Sequence[VocImage], options: 
         for row in _coco_rows(image, options, summary):
             annotations.append({"id": len(annotations) + 1, "image_id": image_id} | row)
     categories = [{"id": number, "name": name} for number, name in enumerate(options.class_names, start=1)]
-    write_json(root / "annotations" / f"instances_{subset}.json", {
-        "images": [{"id": image_id, "file_name": image.file_name, "width": image.size[0], "height": image.size[1]}
-                   for image_id, image in enumerate(images, start=1)],
-        "annotations": annotations, "categories": categories})
-    LOGGER.info("%s: %s, %s (%s), %d of them crowd", subset, count_of(len(images), "image"),
-                count_of(len(annotations), "box", "boxes"),
-                ", ".join(f"{name} {summary.boxes[name]}" for name in options.class_names), summary.num_crowd)
+    write_json(
+        root / "annotations" / f"instances_{subset}.json",
+        {
+            "images": [
+                {"id": image_id, "file_name": image.file_name, "width": image.size[0], "height": image.size[1]}
+                for image_id, image in enumerate(images, start=1)
+            ],
+            "annotations": annotations,
+            "categories": categories,
+        },
+    )
+    LOGGER.info(
+        "%s: %s, %s (%s), %d of them crowd",
+        subset,
+        count_of(len(images), "image"),
+        count_of(len(annotations), "box", "boxes"),
+        ", ".join(f"{name} {summary.boxes[name]}" for name in options.class_names),
+        summary.num_crowd,
+    )
     if summary.dropped:
-        LOGGER.warning("%s: %s left out: %s", subset, count_of(len(summary.dropped), "box", "boxes"),
-                       listed(summary.dropped))
+        LOGGER.warning(
+            "%s: %s left out: %s", subset, count_of(len(summary.dropped), "box", "boxes"), listed(summary.dropped)
+        )
 
 
 def _place(image: Path, target: Path, *, hard_links: bool) -> None:
@@ -328,14 +396,22 @@ def _coco_rows(image: VocImage, options: Options, summary: Summary) -> Iterator[
         crowd = item.is_difficult and options.difficult == "crowd"
         summary.boxes[item.name] += 1
         summary.num_crowd += crowd
-        row = {"category_id": options.class_names.index(item.name) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1],
-               "area": (x2 - x1) * (y2 - y1), "iscrowd": int(crowd)}
+        row = {
+            "category_id": options.class_names.index(item.name) + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": int(crowd),
+        }
         # As CVAT's COCO files have it: whoever reads the file counts such boxes in a warning.
-        yield (row | ({"attributes": {"rotation": item.rotation}} if item.rotation else {})
-               | ({"ignore": 1} if item.is_ignored else {}))
+        yield (
+            row
+            | ({"attributes": {"rotation": item.rotation}} if item.rotation else {})
+            | ({"ignore": 1} if item.is_ignored else {})
+        )
 
 
 # ---- the account -----------------------------------------------------------------------------------------
+
 
 def log_account(data: VocData, subsets: dict[str, list[VocImage]], options: ReadOptions) -> None:
     """Log one line in which every XML file and every image is counted once; a warning if any was left out.
@@ -350,24 +426,42 @@ def log_account(data: VocData, subsets: dict[str, list[VocImage]], options: Read
     num_xml = sum(image.xml_path is not None for image in data.images)
     kept, unlisted_xml = len(used) - len(with_xml), num_xml - len(with_xml)
     unlisted = len(data.images) - num_xml - kept
-    details = [(sum(not image.objects for image in with_xml), "without objects", False),
-               (_found(with_xml, "stem"), "found their image by their own name, as <filename> found none", False),
-               (_found(with_xml, "match"), f"decided by --match={options.match}", bool(options.match)),
-               (sum(image.encoding_given for image in with_xml), f"read as --encoding={options.encoding}",
-                bool(options.encoding))]
-    xml_parts = [(len(with_xml), f"used{_joined(details, ' ({})')}", True),
-                 (unlisted_xml, "left out (in neither list)", False)]
-    image_parts = [(len(with_xml), "used with their XML file", True),
-                   (unlisted_xml, "left out with theirs (in neither list)", False),
-                   (kept, "kept without one, as background", options.keep_unlabelled),
-                   (unlisted, "left out without one (in neither list)", False),
-                   (len(data.left_out), f"left out without one ({listed(data.left_out)}; --keep_unlabelled keeps them "
-                                        "as background)", False)]
+    details = [
+        (sum(not image.objects for image in with_xml), "without objects", False),
+        (_found(with_xml, "stem"), "found their image by their own name, as <filename> found none", False),
+        (_found(with_xml, "match"), f"decided by --match={options.match}", bool(options.match)),
+        (
+            sum(image.encoding_given for image in with_xml),
+            f"read as --encoding={options.encoding}",
+            bool(options.encoding),
+        ),
+    ]
+    xml_parts = [
+        (len(with_xml), f"used{_joined(details, ' ({})')}", True),
+        (unlisted_xml, "left out (in neither list)", False),
+    ]
+    image_parts = [
+        (len(with_xml), "used with their XML file", True),
+        (unlisted_xml, "left out with theirs (in neither list)", False),
+        (kept, "kept without one, as background", options.keep_unlabelled),
+        (unlisted, "left out without one (in neither list)", False),
+        (
+            len(data.left_out),
+            f"left out without one ({listed(data.left_out)}; --keep_unlabelled keeps them as background)",
+            False,
+        ),
+    ]
     others = [(len(data.others), f"of other kinds, left out: {listed(data.others)}", False)]
     incomplete = unlisted_xml or unlisted or data.left_out
-    LOGGER.log(logging.WARNING if incomplete else logging.INFO, "%s: %s; %s: %s%s", count_of(num_xml, "XML file"),
-               _joined(xml_parts), count_of(len(data.images) + len(data.left_out), "image"), _joined(image_parts),
-               _joined(others, "; files: {}"))
+    LOGGER.log(
+        logging.WARNING if incomplete else logging.INFO,
+        "%s: %s; %s: %s%s",
+        count_of(num_xml, "XML file"),
+        _joined(xml_parts),
+        count_of(len(data.images) + len(data.left_out), "image"),
+        _joined(image_parts),
+        _joined(others, "; files: {}"),
+    )
 
 
 def _found(images: Sequence[VocImage], how: str) -> int:
@@ -382,4 +476,5 @@ def _joined(parts: Sequence[tuple[int, str, bool]], frame: str = "{}") -> str:
 
 if __name__ == "__main__":
     from src.runtime import run
+
     sys.exit(run(main))

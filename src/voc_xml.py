@@ -6,6 +6,7 @@ declaration that Python does not know or that the bytes contradict is refused; o
 Image: the one that `<filename>` names, or the one with the XML file's own name where `<filename>` finds none. Where
 they find two different images, the file is refused unless `--match` says which is right.
 """
+
 import codecs
 import logging
 import math
@@ -29,17 +30,28 @@ LOGGER = logging.getLogger(__name__)
 MATCH_CHOICES = ("filename", "stem")
 MAX_XML_BYTES = 16 << 20
 _MAX_DECLARATION_BYTES = 1024
-_MAX_PARTS = 32               # folders of a <filename> that are looked at, from its end
-_MAX_TEXT = 100               # characters of a <filename> shown
+_MAX_PARTS = 32  # folders of a <filename> that are looked at, from its end
+_MAX_TEXT = 100  # characters of a <filename> shown
 _DECLARATION = re.compile(r"""\s*<\?xml\s[^>]*?\bencoding\s*=\s*["']([^"'<>]*)["']""")
 # How a file begins that is not in a superset of ASCII, with a byte order mark or without; the longer ones first.
-_SIGNATURES = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-               (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-               *(("<".encode(codec), codec) for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")))
+_SIGNATURES = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    *(("<".encode(codec), codec) for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")),
+)
 # What programs write under these names has characters that only the superset knows: browsers read them so too
 # (encoding.spec.whatwg.org). One codec for all files of a name, or the same word could be read as two classes.
-_SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "cp950", "shift_jis": "cp932", "euc_kr": "cp949",
-              "iso8859-1": "cp1252"}
+_SUPERSETS = {
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "cp950",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "iso8859-1": "cp1252",
+}
 # Codecs of Python that are no encoding of a document; some take quadratic time.
 _NO_CHARSETS = ("idna", "punycode", "raw-unicode-escape", "unicode-escape")
 
@@ -118,6 +130,7 @@ class VocData:
 
 # ---- folders ---------------------------------------------------------------------------------------------
 
+
 def read_voc(annotation_dir: str | Path, image_dir: str | Path, options: ReadOptions = STRICT) -> VocData:
     """Read all XML files of a folder and of the folders in it.
 
@@ -139,8 +152,10 @@ def read_voc(annotation_dir: str | Path, image_dir: str | Path, options: ReadOpt
         if not folder.is_dir():
             raise UserError(f"{key}={folder}: there is no such folder")
     if options.encoding and not charset(options.encoding):
-        raise UserError(f"--encoding={options.encoding}: Python knows no such encoding; expected a name such as "
-                        "gb18030, big5, shift_jis, cp1252 or utf-16")
+        raise UserError(
+            f"--encoding={options.encoding}: Python knows no such encoding; expected a name such as "
+            "gb18030, big5, shift_jis, cp1252 or utf-16"
+        )
     xml_names = [name for name in _files_below(annotation_dir) if _suffix(name) == ".xml"]
     if not xml_names:
         raise UserError(f"--annotations={annotation_dir}: holds no *.xml files, nor do the folders in it")
@@ -174,8 +189,9 @@ def read_voc(annotation_dir: str | Path, image_dir: str | Path, options: ReadOpt
 def _refuse_faulty(faults: list[str]) -> None:
     if faults:
         more = f"\n  and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
-        raise UserError(f"{count_of(len(faults), 'file')} cannot be used:\n  " + "\n  ".join(faults[:MAX_LISTED])
-                        + more)
+        raise UserError(
+            f"{count_of(len(faults), 'file')} cannot be used:\n  " + "\n  ".join(faults[:MAX_LISTED]) + more
+        )
 
 
 def _files_below(root: Path) -> list[str]:
@@ -192,8 +208,9 @@ def _files_below(root: Path) -> list[str]:
             try:
                 name.encode("utf-8")
             except UnicodeEncodeError as error:
-                raise UserError(f"{root}: the file name {name!a} is not UTF-8; rename it, for example with "
-                                "convmv -t utf-8 -f gbk") from error
+                raise UserError(
+                    f"{root}: the file name {name!a} is not UTF-8; rename it, for example with convmv -t utf-8 -f gbk"
+                ) from error
     return sorted(names, key=lambda name: name.split("/"))
 
 
@@ -215,6 +232,7 @@ def nfc(text: str) -> str:
 
 
 # ---- the image of an XML file ----------------------------------------------------------------------------
+
 
 class ImageFolder:
     """Finds images below a folder by name, by what the folder lists and never by a path from an XML file."""
@@ -274,8 +292,11 @@ class ImageFolder:
         if name in self._spelled:
             return [name]
         name, suffix = nfc(name), _suffix(name)
-        return (self._by_name.get(name) or self._by_stem.get(name)
-                or [hit for hit in self._by_stem.get(_without_suffix(name), ()) if _suffix(hit) == suffix])
+        return (
+            self._by_name.get(name)
+            or self._by_stem.get(name)
+            or [hit for hit in self._by_stem.get(_without_suffix(name), ()) if _suffix(hit) == suffix]
+        )
 
 
 def _find_image(file_name: str, xml_name: str, folder: ImageFolder, match: str) -> tuple[Path, str, str]:
@@ -287,15 +308,17 @@ def _find_image(file_name: str, xml_name: str, folder: ImageFolder, match: str) 
     hits, found_by = (agreed or named or own), ("filename" if named else "stem")
     if named and own and not agreed:
         if not match:
-            raise UserError(f"its <filename> names {_either(named)}, but its own name is that of {_either(own)}; say "
-                            "with --match=filename or --match=stem which is right")
+            raise UserError(
+                f"its <filename> names {_either(named)}, but its own name is that of {_either(own)}; say "
+                "with --match=filename or --match=stem which is right"
+            )
         hits, found_by = (named if match == "filename" else own), "match"
     if not hits:
         wanted = f"{file_name[-_MAX_TEXT:]} or {place.stem}.*" if file_name else f"{place.stem}.*"
         raise UserError(f"its image, {wanted}, is not in {folder.root}")
     if len(hits) > 1:
         raise UserError(f"its image may be {_either(hits)}; write the right one into <filename>")
-    (path, name), = hits.items()
+    ((path, name),) = hits.items()
     return path, name, found_by
 
 
@@ -310,12 +333,15 @@ def _read_image(xml_path: Path, xml_name: str, folder: ImageFolder, options: Rea
         raise UserError(f"its outermost element is <{root.tag[:_MAX_TEXT]}>; in Pascal VOC's layout it is <annotation>")
     path, name, found_by = _find_image(root.findtext("filename", "").strip(), xml_name, folder, options.match)
     size = _image_size(path)
-    stated = tuple(_number(root.find("size"), side, "<size>") if root.findtext(f"size/{side}") else 0
-                   for side in ("width", "height"))
+    stated = tuple(
+        _number(root.find("size"), side, "<size>") if root.findtext(f"size/{side}") else 0
+        for side in ("width", "height")
+    )
     if 0 not in stated and stated != size:
         raise UserError(f"says {stated[0]:g} x {stated[1]:g} pixels, its image {path} has {size[0]} x {size[1]}")
-    objects = tuple(_read_object(element, f"object {number}")
-                    for number, element in enumerate(root.iter("object"), start=1))
+    objects = tuple(
+        _read_object(element, f"object {number}") for number, element in enumerate(root.iter("object"), start=1)
+    )
     return VocImage(_without_suffix(xml_name), path, name, size, objects, xml_path, found_by, encoding_given)
 
 
@@ -330,6 +356,7 @@ def _image_size(path: Path) -> tuple[int, int]:
 
 
 # ---- XML -------------------------------------------------------------------------------------------------
+
 
 def parse_xml(path: Path, encoding: str = "") -> tuple[ElementTree.Element, bool]:
     """Parse an XML file that may come from anywhere: document type declarations are refused in every encoding.
@@ -359,7 +386,7 @@ def parse_xml(path: Path, encoding: str = "") -> tuple[ElementTree.Element, bool
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = _refuse_doctype
     try:
-        parser.Parse(text, True)              # of a string both parsers leave the declared encoding aside
+        parser.Parse(text, True)  # of a string both parsers leave the declared encoding aside
         return ElementTree.fromstring(text), encoding_given
     except (expat.ExpatError, ElementTree.ParseError, UnicodeEncodeError) as error:
         raise UserError(f"is not valid XML{'' if codec == 'utf-8' else ', read as ' + codec} ({error})") from error
@@ -401,8 +428,10 @@ def decode_xml(data: bytes, encoding: str = "") -> tuple[str, str, bool]:
     except UserError as error:
         problem = f"{stated}, {error}"
         if not encoding:
-            raise UserError(f"{problem}. Correct its first line, <?xml version=\"1.0\" encoding=\"...\"?>, or name "
-                            "the encoding of such files with --encoding=NAME") from error
+            raise UserError(
+                f'{problem}. Correct its first line, <?xml version="1.0" encoding="..."?>, or name '
+                "the encoding of such files with --encoding=NAME"
+            ) from error
     try:
         given = data.decode(charset(encoding)).removeprefix("\ufeff")
         if not given.lstrip().startswith("<"):
@@ -411,7 +440,7 @@ def decode_xml(data: bytes, encoding: str = "") -> tuple[str, str, bool]:
         if problem:
             raise UserError(f"{problem}; with --encoding={encoding} it cannot be read either ({error})") from error
         return text, "utf-8", False
-    if not problem and len(text) < len(given):        # see _decode
+    if not problem and len(text) < len(given):  # see _decode
         return text, "utf-8", False
     return given, charset(encoding), True
 
@@ -419,7 +448,7 @@ def decode_xml(data: bytes, encoding: str = "") -> tuple[str, str, bool]:
 def charset(name: str) -> str:
     """Python's codec for the name of an encoding, its superset in place of a narrow one; "" where there is none."""
     try:
-        "<".encode(name)                      # LookupError also for what is no text, such as zlib
+        "<".encode(name)  # LookupError also for what is no text, such as zlib
         codec = codecs.lookup(name).name
     except (LookupError, ValueError):
         return ""
@@ -431,7 +460,7 @@ def _decode(data: bytes, name: str, signature: str, *, declared: bool) -> tuple[
     codec = charset(name)
     if not codec:
         raise UserError("which Python does not know")
-    if signature.startswith(codec):           # "UTF-16" does not say which byte comes first, the bytes do
+    if signature.startswith(codec):  # "UTF-16" does not say which byte comes first, the bytes do
         codec = signature
     try:
         text = data.decode(codec)
@@ -460,10 +489,18 @@ def _read_object(element: ElementTree.Element, what: str) -> VocObject:
         raise UserError(f"{what} has no <bndbox>{f' but a <{others[0]}>, which is not converted' if others else ''}")
     corners = tuple(_number(box, key, f"<bndbox> of {what}") for key in ("xmin", "ymin", "xmax", "ymax"))
     if name == "background":
-        raise UserError(f"{what} is of the class 'background', which stands for what is no object: remove it or give "
-                        "it another name")
-    rotation = next((attribute.findtext("value", "") for attribute in element.iter("attribute")
-                     if attribute.findtext("name", "").strip() == "rotation"), "")
+        raise UserError(
+            f"{what} is of the class 'background', which stands for what is no object: remove it or give "
+            "it another name"
+        )
+    rotation = next(
+        (
+            attribute.findtext("value", "")
+            for attribute in element.iter("attribute")
+            if attribute.findtext("name", "").strip() == "rotation"
+        ),
+        "",
+    )
     return VocObject(name, corners, _flag(element, "difficult", what), _flag(element, "ignore", what), rotation.strip())
 
 

@@ -1,4 +1,5 @@
 """What several test files need: where the real pictures lie and how to do without them."""
+
 from pathlib import Path
 
 import pytest

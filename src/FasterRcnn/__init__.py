@@ -4,6 +4,7 @@ Size letters used in all docstrings: B images, L pyramid levels, A anchors per c
 G padded ground truths (128), K classes with background, C channels.
 Boxes are xyxy in pixels; :mod:`src.FasterRcnn.box_ops` says where a box is one pixel wider than x2 - x1.
 """
+
 from src.FasterRcnn import faster_rcnn_resnet50v1
 from src.FasterRcnn.faster_rcnn_resnet import Faster_Rcnn_Resnet
 

@@ -1,4 +1,5 @@
 """Anchors of the feature pyramid, in numpy: they depend on nothing but the canvas and are graph constants."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,8 +22,9 @@ class AnchorGenerator:
     """
 
     def __init__(self, base_size: int, scales: Sequence[float], ratios: Sequence[float]):
-        self.base_anchors = self._base_anchors(base_size, np.asarray(scales, np.float64),
-                                               np.asarray(ratios, np.float64))
+        self.base_anchors = self._base_anchors(
+            base_size, np.asarray(scales, np.float64), np.asarray(ratios, np.float64)
+        )
 
     @staticmethod
     def _base_anchors(base_size: int, scales: np.ndarray, ratios: np.ndarray) -> np.ndarray:
@@ -51,8 +53,9 @@ class AnchorGenerator:
         return (self.base_anchors[None] + shifts).reshape(-1, 4).astype(np.float32)
 
 
-def pyramid_anchors(canvas_size: tuple[int, int], strides: Sequence[int], scales: Sequence[float],
-                    ratios: Sequence[float]) -> list[np.ndarray]:
+def pyramid_anchors(
+    canvas_size: tuple[int, int], strides: Sequence[int], scales: Sequence[float], ratios: Sequence[float]
+) -> list[np.ndarray]:
     """Anchors of all levels.
 
     Args:
@@ -64,8 +67,10 @@ def pyramid_anchors(canvas_size: tuple[int, int], strides: Sequence[int], scales
         list of np.ndarray (H_l * W_l * A, 4) float32 xyxy, one per level; 245,520 rows in all for 768 x 1280.
     """
     height, width = canvas_size
-    return [AnchorGenerator(stride, scales, ratios).grid_anchors((height // stride, width // stride), stride)
-            for stride in strides]
+    return [
+        AnchorGenerator(stride, scales, ratios).grid_anchors((height // stride, width // stride), stride)
+        for stride in strides
+    ]
 
 
 def inside_canvas(anchors: np.ndarray, canvas_size: tuple[int, int]) -> np.ndarray:
@@ -79,5 +84,4 @@ def inside_canvas(anchors: np.ndarray, canvas_size: tuple[int, int]) -> np.ndarr
         np.ndarray (N,) bool: x1, y1 >= 0 and x2 <= width - 1 and y2 <= height - 1.
     """
     height, width = canvas_size
-    return ((anchors[:, 0] >= 0) & (anchors[:, 1] >= 0)
-            & (anchors[:, 2] <= width - 1) & (anchors[:, 3] <= height - 1))
+    return (anchors[:, 0] >= 0) & (anchors[:, 1] >= 0) & (anchors[:, 2] <= width - 1) & (anchors[:, 3] <= height - 1)

@@ -1,4 +1,5 @@
 """Targets of the region proposal network: which anchors learn what."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,9 +37,18 @@ class BboxAssignSample(nn.Cell):
         - **deltas** (Tensor) - (B, num_pos, 4) float32 regression targets of the first slots, 0 where not positive.
     """
 
-    def __init__(self, anchors: np.ndarray, canvas_size: tuple[int, int], coder: BoxCoder, num_pos: int,
-                 num_total: int, pos_iou_thr: float, neg_iou_thr: float, min_pos_iou: float,
-                 seed: Sequence[int] = (1,)):
+    def __init__(
+        self,
+        anchors: np.ndarray,
+        canvas_size: tuple[int, int],
+        coder: BoxCoder,
+        num_pos: int,
+        num_total: int,
+        pos_iou_thr: float,
+        neg_iou_thr: float,
+        min_pos_iou: float,
+        seed: Sequence[int] = (1,),
+    ):
         super().__init__()
         inside = np.flatnonzero(inside_canvas(anchors, canvas_size))
         if inside.size == 0:
@@ -62,4 +72,3 @@ class BboxAssignSample(nn.Cell):
         is_pos = ops.expand_dims(take_columns(pos_mask, 0, self.num_pos), 2) > 0
         deltas = ops.where(is_pos, deltas, ops.zeros_like(deltas))
         return ops.gather(self.inside, index, 0), pos_mask, ops.cast(valid, mstype.float32), deltas
-

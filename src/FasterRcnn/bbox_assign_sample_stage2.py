@@ -1,4 +1,5 @@
 """Targets of the box head: which proposals learn what."""
+
 from collections.abc import Sequence
 
 from mindspore import dtype as mstype
@@ -35,8 +36,16 @@ class BboxAssignSampleForRcnn(nn.Cell):
         - **valid** (Tensor) - (B, S) float32, 0 in padded rows.
     """
 
-    def __init__(self, coder: BoxCoder, num_pos: int, num_total: int, pos_iou_thr: float, neg_iou_thr: float,
-                 min_pos_iou: float, seed: Sequence[int] = (1,)):
+    def __init__(
+        self,
+        coder: BoxCoder,
+        num_pos: int,
+        num_total: int,
+        pos_iou_thr: float,
+        neg_iou_thr: float,
+        min_pos_iou: float,
+        seed: Sequence[int] = (1,),
+    ):
         super().__init__()
         self.coder = coder
         self.thresholds = (pos_iou_thr, neg_iou_thr, min_pos_iou)

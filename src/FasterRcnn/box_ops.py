@@ -5,6 +5,7 @@ matching, coding, level choice and RoIAlign, but not in non-maximum suppression 
 MindSpore's own operators do the same: ``IOU``, ``BoundingBoxEncode``, ``BoundingBoxDecode`` and ``ROIAlign`` with,
 ``NMSWithMask`` without the extra pixel.
 """
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,8 +29,9 @@ class BoxCoder(nn.Cell):
         super().__init__()
         means, stds = tuple(map(float, means)), tuple(map(float, stds))
         self.bounding_box_encode = ops.BoundingBoxEncode(means=means, stds=stds)
-        self.bounding_box_decode = ops.BoundingBoxDecode(max_shape=tuple(canvas_size), means=means, stds=stds,
-                                                         wh_ratio_clip=WH_RATIO_CLIP)
+        self.bounding_box_decode = ops.BoundingBoxDecode(
+            max_shape=tuple(canvas_size), means=means, stds=stds, wh_ratio_clip=WH_RATIO_CLIP
+        )
 
     def encode(self, anchors, boxes):
         """Deltas (..., 4) that turn anchors (..., 4) into boxes (..., 4)."""

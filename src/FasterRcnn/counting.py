@@ -1,4 +1,5 @@
 """Whole numbers as a constant of the graph."""
+
 import numpy as np
 from mindspore import Tensor, ops
 from mindspore import dtype as mstype

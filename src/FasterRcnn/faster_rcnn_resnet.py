@@ -1,4 +1,5 @@
 """The detector as a whole: joins the parts and is the only reader of the configuration among them."""
+
 import numpy as np
 from mindspore import dtype as mstype
 from mindspore import nn, ops
@@ -45,8 +46,7 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
     def __init__(self, config, block: type = ResidualBlock, rank: int = 0):
         super().__init__()
         canvas_size = (config.img_height, config.img_width)
-        level_anchors = pyramid_anchors(canvas_size, config.anchor_strides, config.anchor_scales,
-                                        config.anchor_ratios)
+        level_anchors = pyramid_anchors(canvas_size, config.anchor_strides, config.anchor_scales, config.anchor_ratios)
         rpn_coder = BoxCoder(config.rpn_target_means, config.rpn_target_stds, canvas_size)
         box_coder = BoxCoder(config.rcnn_target_means, config.rcnn_target_stds, canvas_size)
         background_boxes = not config.without_bg_loss
@@ -55,31 +55,73 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         self.rpn_weights = (config.rpn_loss_cls_weight, config.rpn_loss_reg_weight)
         self.rcnn_weights = (config.rcnn_loss_cls_weight, config.rcnn_loss_reg_weight)
         self.on_cpu = config.device_target == "CPU"
-        self.backbone = ResNetFea(block, config.resnet_block, config.resnet_in_channels, config.resnet_out_channels,
-                                  config.frozen_stages, config.norm_eval, config.stem_pool_pad, winograd=self.on_cpu,
-                                  fold_norms=self.on_cpu and _is_large(config))
-        self.fpn_neck = FeatPyramidNeck(config.fpn_in_channels, config.fpn_out_channels, config.fpn_num_outs,
-                                        winograd=self.on_cpu)
+        self.backbone = ResNetFea(
+            block,
+            config.resnet_block,
+            config.resnet_in_channels,
+            config.resnet_out_channels,
+            config.frozen_stages,
+            config.norm_eval,
+            config.stem_pool_pad,
+            winograd=self.on_cpu,
+            fold_norms=self.on_cpu and _is_large(config),
+        )
+        self.fpn_neck = FeatPyramidNeck(
+            config.fpn_in_channels, config.fpn_out_channels, config.fpn_num_outs, winograd=self.on_cpu
+        )
         self.rpn_with_loss = _build_rpn(config, level_anchors, canvas_size, rpn_coder, rank, winograd=self.on_cpu)
-        self.proposals_train = Proposal(level_anchors, rpn_coder, config.rpn_proposal_nms_pre,
-                                        config.rpn_proposal_max_num, config.rpn_proposal_nms_thr)
-        self.proposals_test = Proposal(level_anchors, rpn_coder, config.rpn_nms_pre, config.rpn_max_num,
-                                       config.rpn_nms_thr)
+        self.proposals_train = Proposal(
+            level_anchors,
+            rpn_coder,
+            config.rpn_proposal_nms_pre,
+            config.rpn_proposal_max_num,
+            config.rpn_proposal_nms_thr,
+        )
+        self.proposals_test = Proposal(
+            level_anchors, rpn_coder, config.rpn_nms_pre, config.rpn_max_num, config.rpn_nms_thr
+        )
         self.assign_rois = BboxAssignSampleForRcnn(
-            box_coder, config.num_expected_pos_stage2, config.num_expected_neg_stage2, config.pos_iou_thr_stage2,
-            config.neg_iou_thr_stage2, config.min_pos_iou_stage2, seed=(config.seed, rank, 1))
+            box_coder,
+            config.num_expected_pos_stage2,
+            config.num_expected_neg_stage2,
+            config.pos_iou_thr_stage2,
+            config.neg_iou_thr_stage2,
+            config.min_pos_iou_stage2,
+            seed=(config.seed, rank, 1),
+        )
         self.num_rois = config.num_expected_neg_stage2
-        self.roi_align = SingleRoIExtractor(config.roi_layer.out_size, config.roi_layer.sample_num,
-                                            config.roi_align_featmap_strides, config.roi_align_finest_scale,
-                                            native=not self.on_cpu)
-        self.rcnn = Rcnn(config.rcnn_in_channels * config.roi_layer.out_size ** 2, config.rcnn_fc_out_channels,
-                         config.num_classes, background_boxes)
-        self.predict_boxes = BoxPredictor(box_coder, background_boxes, config.test_score_thr, config.test_iou_thr,
-                                          config.test_max_per_img, config.test_nms_candidates)
+        self.roi_align = SingleRoIExtractor(
+            config.roi_layer.out_size,
+            config.roi_layer.sample_num,
+            config.roi_align_featmap_strides,
+            config.roi_align_finest_scale,
+            native=not self.on_cpu,
+        )
+        self.rcnn = Rcnn(
+            config.rcnn_in_channels * config.roi_layer.out_size**2,
+            config.rcnn_fc_out_channels,
+            config.num_classes,
+            background_boxes,
+        )
+        self.predict_boxes = BoxPredictor(
+            box_coder,
+            background_boxes,
+            config.test_score_thr,
+            config.test_iou_thr,
+            config.test_max_per_img,
+            config.test_nms_candidates,
+        )
         if config.device_target == "Ascend":
             # Not the whole box head: its losses would be computed in float16 too.
-            for part in (self.backbone, self.fpn_neck, self.rpn_with_loss.rpn_convs_list, self.rcnn.shared_fc_0,
-                         self.rcnn.shared_fc_1, self.rcnn.cls_scores, self.rcnn.reg_scores):
+            for part in (
+                self.backbone,
+                self.fpn_neck,
+                self.rpn_with_loss.rpn_convs_list,
+                self.rcnn.shared_fc_0,
+                self.rcnn.shared_fc_1,
+                self.rcnn.cls_scores,
+                self.rcnn.reg_scores,
+            ):
                 part.to_float(mstype.float16)
 
     def construct(self, img_data, img_metas, gt_bboxes=None, gt_labels=None, gt_valids=None):
@@ -95,8 +137,9 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
             # Waits for the dense head: both copy all levels and need not do so at once. "stop_gradient", or the head
             # would be differentiated with zeros.
             pixels = pixel_rows(ops.depend(features, ops.stop_gradient(logits)))
-            rpn_cls_loss, rpn_reg_loss, pixels = self.rpn_with_loss.losses_at_samples(features, pixels, gt_boxes,
-                                                                                      gt_valid)
+            rpn_cls_loss, rpn_reg_loss, pixels = self.rpn_with_loss.losses_at_samples(
+                features, pixels, gt_boxes, gt_valid
+            )
         else:
             pixels = None
             logits, deltas = self.rpn_with_loss(features)
@@ -105,8 +148,12 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         rois, labels, target_deltas, valid = self.sampled_rois(gt_boxes, gt_labels, gt_valid, proposals, proposal_mask)
         roi_logits, roi_deltas = self.rcnn(self.roi_align(rois, features, pixels))
         rcnn_cls_loss, rcnn_reg_loss = self.rcnn.losses(
-            roi_logits, roi_deltas, ops.reshape(labels, (-1,)), ops.reshape(target_deltas, (-1, 4)),
-            ops.reshape(valid, (-1,)))
+            roi_logits,
+            roi_deltas,
+            ops.reshape(labels, (-1,)),
+            ops.reshape(target_deltas, (-1, 4)),
+            ops.reshape(valid, (-1,)),
+        )
         rpn_loss = self.rpn_weights[0] * rpn_cls_loss + self.rpn_weights[1] * rpn_reg_loss
         rcnn_loss = self.rcnn_weights[0] * rcnn_cls_loss + self.rcnn_weights[1] * rcnn_reg_loss
         return rpn_loss, rcnn_loss, rpn_cls_loss, rpn_reg_loss, rcnn_cls_loss, rcnn_reg_loss
@@ -147,7 +194,15 @@ def _is_large(config) -> bool:
 
 def _build_rpn(config, level_anchors, canvas_size, coder, rank, winograd) -> RPN:
     """The region proposal network of a configuration."""
-    assign = BboxAssignSample(np.concatenate(level_anchors), canvas_size, coder, config.num_expected_pos,
-                              config.num_expected_neg, config.pos_iou_thr, config.neg_iou_thr, config.min_pos_iou,
-                              seed=(config.seed, rank, 0))
+    assign = BboxAssignSample(
+        np.concatenate(level_anchors),
+        canvas_size,
+        coder,
+        config.num_expected_pos,
+        config.num_expected_neg,
+        config.pos_iou_thr,
+        config.neg_iou_thr,
+        config.min_pos_iou,
+        seed=(config.seed, rank, 0),
+    )
     return RPN(config.rpn_in_channels, config.rpn_feat_channels, config.num_anchors, assign, winograd)

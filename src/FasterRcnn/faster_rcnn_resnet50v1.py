@@ -1,4 +1,5 @@
 """The detector with the original ResNet-50 (stride on the first 1x1 convolution)."""
+
 from src.FasterRcnn.faster_rcnn_resnet import Faster_Rcnn_Resnet as _Detector
 from src.FasterRcnn.resnet50v1 import ResidualBlockV1
 

@@ -1,4 +1,5 @@
 """Feature pyramid (Lin et al. 2017)."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,14 +32,33 @@ class FeatPyramidNeck(nn.Cell):
             raise ValueError(f"num_outs is {num_outs}, expected at least {len(in_channels)}, the number of inputs")
         self.num_levels = len(in_channels)
         self.num_extra = num_outs - self.num_levels
-        self.lateral_convs_list = nn.CellList([
-            nn.Conv2d(channels, out_channels, 1, pad_mode="valid", has_bias=True, weight_init=XavierUniform(),
-                      bias_init="zeros")
-            for channels in in_channels])
-        self.fpn_convs_list = nn.CellList([
-            Conv3x3(out_channels, out_channels, winograd=winograd, has_bias=True, weight_init=XavierUniform(),
-                    bias_init="zeros")
-            for _ in in_channels])
+        self.lateral_convs_list = nn.CellList(
+            [
+                nn.Conv2d(
+                    channels,
+                    out_channels,
+                    1,
+                    pad_mode="valid",
+                    has_bias=True,
+                    weight_init=XavierUniform(),
+                    bias_init="zeros",
+                )
+                for channels in in_channels
+            ]
+        )
+        self.fpn_convs_list = nn.CellList(
+            [
+                Conv3x3(
+                    out_channels,
+                    out_channels,
+                    winograd=winograd,
+                    has_bias=True,
+                    weight_init=XavierUniform(),
+                    bias_init="zeros",
+                )
+                for _ in in_channels
+            ]
+        )
         self.subsample = nn.MaxPool2d(kernel_size=1, stride=2)
         self.add_upsampled = _AddUpsampled()
 
@@ -73,8 +93,9 @@ class _AddUpsampled(nn.Cell):
     def construct(self, fine, coarse):
         batch, channels, height, width = coarse.shape
         maps = ops.reshape(coarse, (batch * channels, 1, height, width))
-        blocks = self.copy_to_block(maps, ops.cast(self.ones, coarse.dtype),
-                                    (batch * channels, 1, 2 * height, 2 * width))
+        blocks = self.copy_to_block(
+            maps, ops.cast(self.ones, coarse.dtype), (batch * channels, 1, 2 * height, 2 * width)
+        )
         return self.add(fine, ops.reshape(blocks, fine.shape))
 
     def bprop(self, fine, coarse, out, dout):

@@ -1,4 +1,5 @@
 """From the RPN's scores and deltas to proposals."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,8 +33,9 @@ class Proposal(nn.Cell):
         - **mask** (Tensor) - (B, R) bool, False in padded rows.
     """
 
-    def __init__(self, level_anchors: Sequence[np.ndarray], coder: BoxCoder, nms_pre: int, max_num: int,
-                 nms_iou_thr: float):
+    def __init__(
+        self, level_anchors: Sequence[np.ndarray], coder: BoxCoder, nms_pre: int, max_num: int, nms_iou_thr: float
+    ):
         super().__init__()
         sizes = [len(anchors) for anchors in level_anchors]
         self.counts = tuple(min(nms_pre, size) for size in sizes)

@@ -1,4 +1,5 @@
 """Box head: classifies pooled RoIs and regresses class-specific boxes."""
+
 from mindspore import Parameter, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import Initializer, Normal, XavierUniform, initializer
@@ -122,8 +123,15 @@ class BoxPredictor(nn.Cell):
         - **truncated** (Tensor) - (B,) bool, True where the suppression may have missed a box.
     """
 
-    def __init__(self, coder: BoxCoder, background_boxes: bool, score_thr: float, nms_iou_thr: float,
-                 max_per_img: int, num_candidates: int):
+    def __init__(
+        self,
+        coder: BoxCoder,
+        background_boxes: bool,
+        score_thr: float,
+        nms_iou_thr: float,
+        max_per_img: int,
+        num_candidates: int,
+    ):
         super().__init__()
         self.coder = coder
         self.background_boxes = background_boxes

@@ -1,4 +1,5 @@
 """ResNet-50/101/152 backbone; the residual block is passed in, because two kinds differ in where the stride sits."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,8 +17,16 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
     """
     if kernel_size == 3:
         return Conv3x3(in_channels, out_channels, stride, winograd, weight_init="he_normal")
-    return _Conv2d(in_channels, out_channels, kernel_size, stride=stride, pad_mode="pad", padding=kernel_size // 2,
-                   has_bias=False, weight_init="he_normal")
+    return _Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        pad_mode="pad",
+        padding=kernel_size // 2,
+        has_bias=False,
+        weight_init="he_normal",
+    )
 
 
 def batch_norm(num_features: int, norm_eval: bool, gamma_init: str = "ones") -> nn.BatchNorm2d:
@@ -107,8 +116,16 @@ class ResidualBlock(nn.Cell):
     # Equal blocks of a stage are read and inferred once. By this policy they are put in place before anything is
     # differentiated, and results are the same to the last bit; without it compilation fails on CPU.
     @lazy_inline(policy="front")
-    def __init__(self, in_channels: int, out_channels: int, stride: int, down_sample: bool, norm_eval: bool,
-                 winograd: bool = False, fold_norms: bool = False):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        down_sample: bool,
+        norm_eval: bool,
+        winograd: bool = False,
+        fold_norms: bool = False,
+    ):
         super().__init__()
         self.fold_norms = fold_norms
         width = out_channels // 4
@@ -164,9 +181,18 @@ class ResNetFea(nn.Cell):
     Outputs: tuple of four Tensors C2..C5 (B, out_channels[i], H / 4 / 2**i, W / 4 / 2**i).
     """
 
-    def __init__(self, block: type, layer_nums: Sequence[int], in_channels: Sequence[int],
-                 out_channels: Sequence[int], frozen_stages: int = 1, norm_eval: bool = True,
-                 stem_pool_pad: str = "same", winograd: bool = False, fold_norms: bool = False):
+    def __init__(
+        self,
+        block: type,
+        layer_nums: Sequence[int],
+        in_channels: Sequence[int],
+        out_channels: Sequence[int],
+        frozen_stages: int = 1,
+        norm_eval: bool = True,
+        stem_pool_pad: str = "same",
+        winograd: bool = False,
+        fold_norms: bool = False,
+    ):
         super().__init__()
         self.frozen_stages = frozen_stages
         self.conv1 = conv(3, 64, 7, 2)
@@ -175,18 +201,33 @@ class ResNetFea(nn.Cell):
         pool = {"same": {"pad_mode": "same"}, "symmetric": {"pad_mode": "pad", "padding": 1}}[stem_pool_pad]
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, **pool)
         stages = [
-            self._make_stage(block, layer_nums[i], in_channels[i], out_channels[i], stride=1 if i == 0 else 2,
-                             norm_eval=norm_eval or frozen_stages > i, winograd=winograd,
-                             # A fixed stage keeps nothing for its gradients anyway.
-                             fold_norms=fold_norms and norm_eval and frozen_stages <= i)
+            self._make_stage(
+                block,
+                layer_nums[i],
+                in_channels[i],
+                out_channels[i],
+                stride=1 if i == 0 else 2,
+                norm_eval=norm_eval or frozen_stages > i,
+                winograd=winograd,
+                # A fixed stage keeps nothing for its gradients anyway.
+                fold_norms=fold_norms and norm_eval and frozen_stages <= i,
+            )
             for i in range(4)
         ]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self._freeze([self.conv1, self.bn1], stages)
 
     @staticmethod
-    def _make_stage(block: type, num_blocks: int, in_channels: int, out_channels: int, stride: int,
-                    norm_eval: bool, winograd: bool, fold_norms: bool) -> nn.SequentialCell:
+    def _make_stage(
+        block: type,
+        num_blocks: int,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        norm_eval: bool,
+        winograd: bool,
+        fold_norms: bool,
+    ) -> nn.SequentialCell:
         """One stage: a projecting block, then num_blocks - 1 plain ones."""
         options = {"norm_eval": norm_eval, "winograd": winograd, "fold_norms": fold_norms}
         first = block(in_channels, out_channels, stride, True, **options)
@@ -195,7 +236,7 @@ class ResNetFea(nn.Cell):
 
     def _freeze(self, stem: Sequence[nn.Cell], stages: Sequence[nn.Cell]) -> None:
         """Take the fixed part out of training."""
-        fixed = ([*stem] if self.frozen_stages >= 0 else []) + [*stages[:max(self.frozen_stages, 0)]]
+        fixed = ([*stem] if self.frozen_stages >= 0 else []) + [*stages[: max(self.frozen_stages, 0)]]
         for cell in fixed:
             for param in cell.get_parameters():
                 param.requires_grad = False

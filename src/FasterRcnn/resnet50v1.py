@@ -1,4 +1,5 @@
 """The original bottleneck block: its stage's stride sits on the first 1x1 convolution."""
+
 from src.FasterRcnn.resnet import ResidualBlock
 
 

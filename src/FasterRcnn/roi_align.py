@@ -1,4 +1,5 @@
 """RoIAlign over a feature pyramid: every RoI is pooled once, from the level of its size."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,7 +30,7 @@ def roi_levels(rois, finest_scale: int, num_levels: int):
     # Comparing with the powers of two is the logarithm's floor without its rounding.
     level = ops.zeros_like(side)
     for boundary in range(1, num_levels):
-        level = level + ops.cast(side >= 2.0 ** boundary, level.dtype)
+        level = level + ops.cast(side >= 2.0**boundary, level.dtype)
     return ops.cast(level, mstype.int32)
 
 
@@ -136,8 +137,9 @@ class SingleRoIExtractor(nn.Cell):
         Tensor (B * R, C, out_size, out_size), rows in the order of the images. Padding rows pool the top left corner.
     """
 
-    def __init__(self, out_size: int, sample_num: int, featmap_strides: Sequence[int], finest_scale: int,
-                 native: bool = False):
+    def __init__(
+        self, out_size: int, sample_num: int, featmap_strides: Sequence[int], finest_scale: int, native: bool = False
+    ):
         super().__init__()
         self.num_levels = len(featmap_strides)
         self.finest_scale = finest_scale
@@ -149,7 +151,7 @@ class SingleRoIExtractor(nn.Cell):
     def construct(self, rois, features, pixels=None):
         rois = ops.stop_gradient(rois)
         levels = roi_levels(rois, self.finest_scale, self.num_levels)
-        return self.pool(rois, levels, features[:self.num_levels], pixels)
+        return self.pool(rois, levels, features[: self.num_levels], pixels)
 
 
 class _NativeRoIAlign(nn.Cell):

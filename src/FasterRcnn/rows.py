@@ -1,4 +1,5 @@
 """Transposition by rows."""
+
 import numpy as np
 from mindspore import Tensor, ops
 from mindspore import dtype as mstype

@@ -1,4 +1,5 @@
 """Region proposal network: its head, shared by all levels, and its losses."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -166,8 +167,9 @@ class RPN(nn.Cell):
     # Where the smooth L1 of the deltas turns from square to linear, as published.
     REG_BETA = 1.0 / 9.0
 
-    def __init__(self, in_channels: int, feat_channels: int, num_anchors: int, assign: BboxAssignSample,
-                 winograd: bool = False):
+    def __init__(
+        self, in_channels: int, feat_channels: int, num_anchors: int, assign: BboxAssignSample, winograd: bool = False
+    ):
         super().__init__()
         # One head for all levels; the list is part of the parameter names.
         self.rpn_convs_list = nn.CellList([RpnRegClsBlock(in_channels, feat_channels, num_anchors, winograd)])

@@ -1,4 +1,5 @@
 """Matching boxes to ground truths and sampling them: shared by the RPN's anchors and the box head's proposals."""
+
 from collections.abc import Sequence
 
 import numpy as np

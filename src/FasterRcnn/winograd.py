@@ -1,4 +1,5 @@
 """3x3 convolutions with fewer multiplications (Winograd 1980; Lavin & Gray 2016)."""
+
 import math
 
 import numpy as np
@@ -16,7 +17,7 @@ _POINTS = {3: (0.0, 0.75, -0.75, 1.5, -1.5), 2: (0.5, -0.5, 1.5, -1.5)}
 # Smaller results gain little, and every use compiles longer; see benchmarks/NOTES.md.
 _MIN_OUTPUTS = 400_000
 # More values at once, 64 MiB, are computed picture by picture, and where one picture has more, in thirds of them.
-_MAX_VALUES = 2 ** 24
+_MAX_VALUES = 2**24
 _THIRDS = 3
 
 
@@ -79,10 +80,28 @@ class Conv3x3(nn.Conv2d):
     Outputs: Tensor (B, out_channels, H / stride, W / stride), sides rounded up.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, winograd: bool = False, *,
-                 has_bias: bool = False, weight_init=None, bias_init=None):
-        super().__init__(in_channels, out_channels, 3, stride, pad_mode="pad", padding=1, has_bias=has_bias,
-                         weight_init=weight_init, bias_init=bias_init)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        winograd: bool = False,
+        *,
+        has_bias: bool = False,
+        weight_init=None,
+        bias_init=None,
+    ):
+        super().__init__(
+            in_channels,
+            out_channels,
+            3,
+            stride,
+            pad_mode="pad",
+            padding=1,
+            has_bias=has_bias,
+            weight_init=weight_init,
+            bias_init=bias_init,
+        )
         self.winograd = winograd
 
     def construct(self, x):
@@ -121,11 +140,15 @@ class _ByValues(nn.Cell):
         parts = [np.split(matrix, groups) for matrix in both_axes]
         # Of every group the transforms of data, filters and outputs.
         self.groups = tuple(
-            (Tensor(of_data.reshape(-1, 1, size, size), mstype.float32), Tensor(of_filters, mstype.float32),
-             Tensor(of_outputs.reshape(-1, 1, _OUT, _OUT), mstype.float32))
-            for of_data, of_filters, of_outputs in zip(*parts, strict=True))
+            (
+                Tensor(of_data.reshape(-1, 1, size, size), mstype.float32),
+                Tensor(of_filters, mstype.float32),
+                Tensor(of_outputs.reshape(-1, 1, _OUT, _OUT), mstype.float32),
+            )
+            for of_data, of_filters, of_outputs in zip(*parts, strict=True)
+        )
         # Transforms are convolutions of single channels with a tile's stride; below each, its transpose.
-        channels = size ** 2 // groups
+        channels = size**2 // groups
         self.from_pixels = ops.Conv2D(channels, size, stride=step, pad_mode="pad", pad=1)
         self.from_pixels_transposed = ops.Conv2DTranspose(channels, size, stride=step, pad_mode="pad", pad=1)
         self.to_pixels = ops.Conv2DTranspose(channels, _OUT, stride=_OUT)
@@ -167,8 +190,9 @@ class _ByValues(nn.Cell):
                 # And the next behind these, or both pairs of large arrays would be in memory at once.
                 filters = self.filters(ops.depend(weight, dfilters), of_filters)
                 dvalues = self.multiply_first_transposed(filters, products)
-                dx = self.added(dx, self.join(self.from_pixels_transposed, of_data, dvalues, maps.shape,
-                                              dmaps.shape[2] // _OUT))
+                dx = self.added(
+                    dx, self.join(self.from_pixels_transposed, of_data, dvalues, maps.shape, dmaps.shape[2] // _OUT)
+                )
                 dfilters = ops.reshape(dfilters, (of_filters.shape[0], -1))
                 dweights += (self.transform_filters_transposed(dfilters, of_filters),)
             dxs += dx
@@ -182,8 +206,11 @@ class _ByValues(nn.Cell):
         """Pictures from the first to before the last, when what they come after is computed."""
         first, last = piece
         maps = ops.depend(maps, after)
-        return maps if last - first == maps.shape[0] else self.slice(
-            maps, (first, 0, 0, 0), (last - first, *maps.shape[1:]))
+        return (
+            maps
+            if last - first == maps.shape[0]
+            else self.slice(maps, (first, 0, 0, 0), (last - first, *maps.shape[1:]))
+        )
 
     def together(self, pieces):
         return pieces[0] if len(pieces) == 1 else self.concat(pieces)
@@ -216,7 +243,7 @@ def _pays(winograd: bool, shape: tuple[int, ...], stride: int, out_channels: int
     """Whether maps (B, C, H, W) are convolved by values. One question: each takes time to compile."""
     height, width = shape[2:]
     divisible = height % (_OUT * stride) == 0 and width % (_OUT * stride) == 0
-    return winograd and divisible and out_channels * height * width >= _MIN_OUTPUTS * stride ** 2
+    return winograd and divisible and out_channels * height * width >= _MIN_OUTPUTS * stride**2
 
 
 @ops.constexpr

@@ -12,6 +12,7 @@ Files and flags are checked when they are loaded: unknown keys, wrong types, val
 that contradict each other raise ``ConfigError``. What is derived (number of classes, shapes of the feature
 maps) is computed here and nowhere else.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -76,6 +77,7 @@ class RoiLayer(Mapping):
 
 # The keys of the YAML files, group by group; the class docstrings are the headings of --help. Meaning and
 # default of each key stand in default_config.yaml.
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Data:
@@ -336,9 +338,28 @@ class _ModelArts:
     load_path: str
 
 
-GROUPS = (_Data, _Canvas, _Backbone, _FeaturePyramid, _Anchors, _RegionProposalNetwork, _AnchorTargets,
-          _TrainingProposals, _EvaluationProposals, _BoxTargets, _RoiAlign, _BoxHead, _Detections, _Optimiser,
-          _Gradients, _Checkpoints, _Evaluation, _Export, _Device, _ModelArts)
+GROUPS = (
+    _Data,
+    _Canvas,
+    _Backbone,
+    _FeaturePyramid,
+    _Anchors,
+    _RegionProposalNetwork,
+    _AnchorTargets,
+    _TrainingProposals,
+    _EvaluationProposals,
+    _BoxTargets,
+    _RoiAlign,
+    _BoxHead,
+    _Detections,
+    _Optimiser,
+    _Gradients,
+    _Checkpoints,
+    _Evaluation,
+    _Export,
+    _Device,
+    _ModelArts,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,15 +452,15 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
     file_keys = {key for key, value in own.items() if not is_copy or value != shipped.get(key)} if config_path else ()
     missing = [key for key in key_types() if key not in values]
     if missing:
-        raise ConfigError(f"{layers[0].path}: lacks the keys {', '.join(missing)}; "
-                          "restore them from the repository.")
+        raise ConfigError(f"{layers[0].path}: lacks the keys {', '.join(missing)}; restore them from the repository.")
     for key, text in flags.items():
         values[key] = parse_flag(f"--{key}", text, key_types()[key], COMMAND_LINE)
     _check_choices(values, layers, flags)
     _derive(values, flags)
 
-    config = Config(**values, config_path=str(layers[-1].path), command_line=frozenset(flags),
-                    file_keys=frozenset(file_keys))
+    config = Config(
+        **values, config_path=str(layers[-1].path), command_line=frozenset(flags), file_keys=frozenset(file_keys)
+    )
     check_backbone(config)
     _check_derived(config, layers)
     return config
@@ -467,6 +488,7 @@ def describe(config: Config) -> list[str]:
 
 
 # ---- files -------------------------------------------------------------------------------------------------
+
 
 def _read_layers(config_path: str | None, backbone: str | None) -> list[ConfigFile]:
     """The files to put on top of each other, lowest first: the defaults, the backbone's, the user's own."""
@@ -502,8 +524,10 @@ def _check_depth(own: ConfigFile, backbone: str | None) -> None:
     if backbone not in BACKBONE_BLOCKS or not isinstance(written, str) or written not in BACKBONE_BLOCKS:
         return
     if BACKBONE_BLOCKS[written] != BACKBONE_BLOCKS[backbone]:
-        raise ConfigError(f"--backbone={backbone} contradicts {own.path}, which is for {written}: "
-                          f"use --config_path={BACKBONE_FILES[backbone]} or leave --backbone out.")
+        raise ConfigError(
+            f"--backbone={backbone} contradicts {own.path}, which is for {written}: "
+            f"use --config_path={BACKBONE_FILES[backbone]} or leave --backbone out."
+        )
 
 
 def _convert_layer(layer: ConfigFile) -> dict[str, Any]:
@@ -513,7 +537,7 @@ def _convert_layer(layer: ConfigFile) -> dict[str, Any]:
         if alias in values:
             values[key] = values.pop(alias)
     for key in DERIVED_KEYS:
-        values.pop(key, None)       # compared with what follows from the canvas by _check_derived
+        values.pop(key, None)  # compared with what follows from the canvas by _check_derived
     for key in values:
         if key not in kinds:
             raise ConfigError(f"{source}: unknown key {key}.{nearest(key, kinds)}")
@@ -527,8 +551,10 @@ def _check_choices(values: Mapping[str, Any], layers: Sequence[ConfigFile], flag
             if key in values and values[key] not in allowed:
                 source = COMMAND_LINE if key in flags else layers[-1].path
                 names = [str(choice) for choice in allowed]
-                raise ConfigError(f"{key} is {values[key]!r} (from {source}): expected one of "
-                                  f"{', '.join(names)}.{nearest(str(values[key]), names)}")
+                raise ConfigError(
+                    f"{key} is {values[key]!r} (from {source}): expected one of "
+                    f"{', '.join(names)}.{nearest(str(values[key]), names)}"
+                )
 
 
 def _derive(values: dict[str, Any], flags: Mapping[str, str]) -> None:
@@ -538,7 +564,7 @@ def _derive(values: dict[str, Any], flags: Mapping[str, str]) -> None:
     if "mindrecord_dir" not in flags and values["mindrecord_dir"] in PLACEHOLDER_MINDRECORD_DIRS:
         root = values["coco_root"]
         if values["dataset"] == "other" and root == PLACEHOLDER_COCO_ROOT and values["image_dir"]:
-            root = values["image_dir"]      # no COCO folder was named: the records go beside the pictures
+            root = values["image_dir"]  # no COCO folder was named: the records go beside the pictures
         values["mindrecord_dir"] = str(Path(root) / MINDRECORD_FOLDER)
 
 
@@ -548,8 +574,10 @@ def _check_derived(config: Config, layers: Iterable[ConfigFile]) -> None:
         for key in DERIVED_KEYS:
             derived, stated = getattr(config, key), layer.values.get(key)
             if stated is not None and _as_tuples(stated) != derived:
-                raise ConfigError(f"{layer.path}: {key} is {stated!r}, but a canvas of {config.img_width} x "
-                                  f"{config.img_height} gives {shorten(derived)}; leave {key} out.")
+                raise ConfigError(
+                    f"{layer.path}: {key} is {stated!r}, but a canvas of {config.img_width} x "
+                    f"{config.img_height} gives {shorten(derived)}; leave {key} out."
+                )
 
 
 def _as_tuples(value: Any) -> Any:
@@ -557,6 +585,7 @@ def _as_tuples(value: Any) -> Any:
 
 
 # ---- command line ------------------------------------------------------------------------------------------
+
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are ConfigErrors."""
@@ -598,27 +627,37 @@ def _build_parser(layers: Sequence[ConfigFile]) -> argparse.ArgumentParser:
     for layer in layers:
         values |= layer.values
         help_texts |= layer.help
-    parser = _Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS,
-                     usage="%(prog)s [--config_path=FILE] [--KEY=VALUE ...]",
-                     description=f"Flags take the place of the values in {layers[-1].path}.")
-    parser.add_argument("--config_path", action=_StoreOnce, metavar="FILE",
-                        help="Configuration file, read on top of default_config.yaml and the backbone's.")
+    parser = _Parser(
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        usage="%(prog)s [--config_path=FILE] [--KEY=VALUE ...]",
+        description=f"Flags take the place of the values in {layers[-1].path}.",
+    )
+    parser.add_argument(
+        "--config_path",
+        action=_StoreOnce,
+        metavar="FILE",
+        help="Configuration file, read on top of default_config.yaml and the backbone's.",
+    )
     aliases = {key: alias for alias, key in KEY_ALIASES.items()}
     for group in GROUPS:
         section = parser.add_argument_group(group.__doc__)
         for key in group.__annotations__:
             names = [f"--{key}"] + ([f"--{aliases[key]}"] if key in aliases else [])
-            section.add_argument(*names, dest=key, action=_StoreOnce, metavar="VALUE",
-                                 help=_help_text(key, values, help_texts, layers[0].choices))
+            section.add_argument(
+                *names,
+                dest=key,
+                action=_StoreOnce,
+                metavar="VALUE",
+                help=_help_text(key, values, help_texts, layers[0].choices),
+            )
     return parser
 
 
-def _help_text(
-    key: str, values: Mapping[str, Any], help_texts: Mapping[str, str], choices: Mapping[str, list],
-) -> str:
+def _help_text(key: str, values: Mapping[str, Any], help_texts: Mapping[str, str], choices: Mapping[str, list]) -> str:
     options = f" One of {', '.join(map(str, choices[key]))}." if key in choices else ""
     text = f"{help_texts.get(key, '')}{options} (default: {shorten(values.get(key))})"
-    return text.replace("%", "%%")      # argparse would take a percent sign for a format
+    return text.replace("%", "%%")  # argparse would take a percent sign for a format
 
 
 def _unknown_argument(argument: str) -> ConfigError:
@@ -627,5 +666,6 @@ def _unknown_argument(argument: str) -> ConfigError:
     key = argument.lstrip("-").split("=")[0]
     if key in DERIVED_KEYS:
         return ConfigError(f"{COMMAND_LINE}: --{key} is derived from img_width and img_height; leave it out.")
-    return ConfigError(f"{COMMAND_LINE}: unknown flag --{key}.{nearest(key, [*key_types(), *KEY_ALIASES])} "
-                       "--help lists all.")
+    return ConfigError(
+        f"{COMMAND_LINE}: unknown flag --{key}.{nearest(key, [*key_types(), *KEY_ALIASES])} --help lists all."
+    )

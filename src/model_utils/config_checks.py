@@ -4,6 +4,7 @@ Tables say most of it: ``FIXED_KEYS``, ``ECHO_KEYS``, ``RANGES``, ``EQUAL_KEYS``
 ``check_config`` goes through them and through the few rules that need a sentence of their own. Every refusal
 is one ``ConfigError`` that names the key, its value, where the value came from and what was expected.
 """
+
 from __future__ import annotations
 
 import math
@@ -31,9 +32,9 @@ BACKBONE_FILES = {
     "resnet_v1_152": "default_config_152.yaml",
 }
 
-STEM_CHANNELS = 64      # width of the ResNet's 7x7 convolution
-FINEST_STRIDE = 4       # stride of C2 and P2; every further level doubles it
-CANVAS_MULTIPLE = 64    # stride of P6: a canvas that it divides gives whole feature maps on every level
+STEM_CHANNELS = 64  # width of the ResNet's 7x7 convolution
+FINEST_STRIDE = 4  # stride of C2 and P2; every further level doubles it
+CANVAS_MULTIPLE = 64  # stride of P6: a canvas that it divides gives whole feature maps on every level
 
 # Keys that have no effect in the published system, or whose other values were never built:
 # key -> (value, why). They are refused at any other value: a key that is read and ignored misleads.
@@ -62,38 +63,103 @@ ECHO_KEYS: dict[str, tuple[int, str]] = {
 
 # (what is expected, the test, the keys)
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
-    ("a number greater than 0", lambda value: value > 0, (
-        "img_width", "img_height", "num_gts", "num_parallel_workers", "fpn_out_channels", "rpn_feat_channels",
-        "num_expected_neg", "num_expected_pos", "num_expected_neg_stage2", "num_expected_pos_stage2",
-        "rpn_proposal_nms_pre", "rpn_proposal_max_num", "rpn_nms_pre", "rpn_max_num",
-        "roi_align_finest_scale", "rcnn_fc_out_channels", "test_max_per_img", "test_nms_candidates",
-        "test_batch_size", "base_lr", "loss_scale", "grad_clip_norm", "batch_size", "epoch_size",
-        "save_checkpoint_epochs", "keep_checkpoint_max", "log_interval", "interval", "device_num",
-        "calibration_images")),
-    ("0 or more", lambda value: value >= 0, (
-        "rpn_loss_cls_weight", "rpn_loss_reg_weight", "rcnn_loss_cls_weight", "rcnn_loss_reg_weight",
-        "warmup_step", "weight_decay", "draw_images", "device_id", "rank_id")),
-    ("a number from 0 to 1", lambda value: 0 <= value <= 1, (
-        "flip_ratio", "expand_ratio", "warmup_ratio", "test_score_thr", "test_iou_thr",
-        "neg_iou_thr", "neg_iou_thr_stage2", "rpn_proposal_nms_thr", "rpn_nms_thr")),
+    (
+        "a number greater than 0",
+        lambda value: value > 0,
+        (
+            "img_width",
+            "img_height",
+            "num_gts",
+            "num_parallel_workers",
+            "fpn_out_channels",
+            "rpn_feat_channels",
+            "num_expected_neg",
+            "num_expected_pos",
+            "num_expected_neg_stage2",
+            "num_expected_pos_stage2",
+            "rpn_proposal_nms_pre",
+            "rpn_proposal_max_num",
+            "rpn_nms_pre",
+            "rpn_max_num",
+            "roi_align_finest_scale",
+            "rcnn_fc_out_channels",
+            "test_max_per_img",
+            "test_nms_candidates",
+            "test_batch_size",
+            "base_lr",
+            "loss_scale",
+            "grad_clip_norm",
+            "batch_size",
+            "epoch_size",
+            "save_checkpoint_epochs",
+            "keep_checkpoint_max",
+            "log_interval",
+            "interval",
+            "device_num",
+            "calibration_images",
+        ),
+    ),
+    (
+        "0 or more",
+        lambda value: value >= 0,
+        (
+            "rpn_loss_cls_weight",
+            "rpn_loss_reg_weight",
+            "rcnn_loss_cls_weight",
+            "rcnn_loss_reg_weight",
+            "warmup_step",
+            "weight_decay",
+            "draw_images",
+            "device_id",
+            "rank_id",
+        ),
+    ),
+    (
+        "a number from 0 to 1",
+        lambda value: 0 <= value <= 1,
+        (
+            "flip_ratio",
+            "expand_ratio",
+            "warmup_ratio",
+            "test_score_thr",
+            "test_iou_thr",
+            "neg_iou_thr",
+            "neg_iou_thr_stage2",
+            "rpn_proposal_nms_thr",
+            "rpn_nms_thr",
+        ),
+    ),
     # 0 would make positives of boxes that overlap nothing
-    ("a number greater than 0, up to 1", lambda value: 0 < value <= 1, (
-        "pos_iou_thr", "min_pos_iou", "pos_iou_thr_stage2", "min_pos_iou_stage2")),
+    (
+        "a number greater than 0, up to 1",
+        lambda value: 0 < value <= 1,
+        ("pos_iou_thr", "min_pos_iou", "pos_iou_thr_stage2", "min_pos_iou_stage2"),
+    ),
     ("a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1, ("momentum",)),
     # numpy and MindSpore both take 32 bits
     ("a number from 0 to 4294967295", lambda value: 0 <= value < 2**32, ("seed",)),
-    ("-1 (nothing fixed), 0 (stem) or 1 to 4 (so many stages as well)", lambda value: -1 <= value <= 4, (
-        "frozen_stages",)),
-    ("at least one value, all greater than 0", lambda values: len(values) > 0 and min(values) > 0, (
-        "anchor_scales", "anchor_ratios")),
-    ("four values, all greater than 0", lambda values: len(values) == 4 and min(values) > 0, (
-        "resnet_block", "resnet_in_channels", "resnet_out_channels", "rpn_target_stds",
-        "rcnn_target_stds")),
+    (
+        "-1 (nothing fixed), 0 (stem) or 1 to 4 (so many stages as well)",
+        lambda value: -1 <= value <= 4,
+        ("frozen_stages",),
+    ),
+    (
+        "at least one value, all greater than 0",
+        lambda values: len(values) > 0 and min(values) > 0,
+        ("anchor_scales", "anchor_ratios"),
+    ),
+    (
+        "four values, all greater than 0",
+        lambda values: len(values) == 4 and min(values) > 0,
+        ("resnet_block", "resnet_in_channels", "resnet_out_channels", "rpn_target_stds", "rcnn_target_stds"),
+    ),
     ("four values", lambda values: len(values) == 4, ("rpn_target_means", "rcnn_target_means")),
     ("at least 4 levels, one for each stage of the backbone", lambda value: value >= 4, ("fpn_num_outs",)),
-    ("epochs greater than 0, each above the one before",
-     lambda values: all(low < high for low, high in zip((0, *values), values, strict=False)), (
-         "milestones",)),
+    (
+        "epochs greater than 0, each above the one before",
+        lambda values: all(low < high for low, high in zip((0, *values), values, strict=False)),
+        ("milestones",),
+    ),
 )
 
 # (key, the key it must equal, what both are)
@@ -131,8 +197,15 @@ def check_config(config: Config) -> None:
     _check_fixed(config)
     _check_ranges(config)
     _check_pairs(config)
-    for find_problems in (_class_problems, _level_problems, _canvas_problems, _sample_problems,
-                          _milestone_problems, _path_problems, _rank_problems):
+    for find_problems in (
+        _class_problems,
+        _level_problems,
+        _canvas_problems,
+        _sample_problems,
+        _milestone_problems,
+        _path_problems,
+        _rank_problems,
+    ):
         for key, expected in find_problems(config):
             raise refusal(config, key, expected)
 
@@ -149,13 +222,21 @@ def check_backbone(config: Config) -> None:
     if blocks is None:
         raise refusal(config, "backbone", f"one of {', '.join(BACKBONE_BLOCKS)}")
     if config.resnet_block != blocks:
-        raise refusal(config, "resnet_block", f"{list(blocks)}, the blocks of {config.backbone}: choose the "
-                      f"backbone that fits, or use --config_path={BACKBONE_FILES[config.backbone]}")
+        raise refusal(
+            config,
+            "resnet_block",
+            f"{list(blocks)}, the blocks of {config.backbone}: choose the "
+            f"backbone that fits, or use --config_path={BACKBONE_FILES[config.backbone]}",
+        )
 
 
 # Keys that name a model, and the program that reads each.
-MODEL_KEYS = {"checkpoint_path": "eval.py", "ckpt_file": "export.py", "file_name": "eval_onnx.py",
-              "pre_trained": "train.py"}
+MODEL_KEYS = {
+    "checkpoint_path": "eval.py",
+    "ckpt_file": "export.py",
+    "file_name": "eval_onnx.py",
+    "pre_trained": "train.py",
+}
 
 
 def check_model_flags(config: Config, name: str, *keys: str) -> None:
@@ -200,8 +281,12 @@ def _check_fixed(config: Config) -> None:
     for key, (default, decider) in ECHO_KEYS.items():
         decided = getattr(config, decider)
         if getattr(config, key) not in (default, decided):
-            raise refusal(config, key, f"its default {default} or the value of {decider}, {decided}; "
-                          f"{key} has no effect of its own, set {decider} instead")
+            raise refusal(
+                config,
+                key,
+                f"its default {default} or the value of {decider}, {decided}; "
+                f"{key} has no effect of its own, set {decider} instead",
+            )
 
 
 def _check_ranges(config: Config) -> None:
@@ -236,8 +321,13 @@ def _class_problems(config: Config) -> Iterator[tuple[str, str]]:
     if repeated:
         yield "coco_classes", f"every name once; repeated: {', '.join(repeated)}"
     if config.num_classes != len(names):
-        yield "num_classes", (f"{len(names)}, the number of names in coco_classes with background: "
-                              "give the names in coco_classes and leave num_classes out")
+        yield (
+            "num_classes",
+            (
+                f"{len(names)}, the number of names in coco_classes with background: "
+                "give the names in coco_classes and leave num_classes out"
+            ),
+        )
 
 
 def _canvas_problems(config: Config) -> Iterator[tuple[str, str]]:
@@ -253,18 +343,25 @@ def _canvas_problems(config: Config) -> Iterator[tuple[str, str]]:
 def _level_problems(config: Config) -> Iterator[tuple[str, str]]:
     handed_on = (STEM_CHANNELS, *config.resnet_out_channels[:-1])
     if config.resnet_in_channels != handed_on:
-        yield "resnet_in_channels", (f"{list(handed_on)}: the stem's channels, then what each stage of "
-                                     "resnet_out_channels hands to the next")
+        yield (
+            "resnet_in_channels",
+            (f"{list(handed_on)}: the stem's channels, then what each stage of resnet_out_channels hands to the next"),
+        )
     strides = tuple(FINEST_STRIDE * 2**level for level in range(config.fpn_num_outs))
     if config.anchor_strides != strides:
         yield "anchor_strides", f"{list(strides)}, the strides of {config.fpn_num_outs} levels (fpn_num_outs)"
     pooled = config.roi_align_featmap_strides
-    if not pooled or pooled != strides[:len(pooled)]:
+    if not pooled or pooled != strides[: len(pooled)]:
         yield "roi_align_featmap_strides", f"the first values of anchor_strides {list(strides)}"
     num_anchors = len(config.anchor_scales) * len(config.anchor_ratios)
     if config.num_anchors != num_anchors:
-        yield "num_anchors", (f"{num_anchors}: {len(config.anchor_scales)} anchor_scales times "
-                              f"{len(config.anchor_ratios)} anchor_ratios")
+        yield (
+            "num_anchors",
+            (
+                f"{num_anchors}: {len(config.anchor_scales)} anchor_scales times "
+                f"{len(config.anchor_ratios)} anchor_ratios"
+            ),
+        )
 
 
 def _sample_problems(config: Config) -> Iterator[tuple[str, str]]:
@@ -276,8 +373,13 @@ def _sample_problems(config: Config) -> Iterator[tuple[str, str]]:
 def _milestone_problems(config: Config) -> Iterator[tuple[str, str]]:
     # With the dynamic schedule milestones are not used, so their default may exceed a short training.
     if config.lr_type == "multistep" and config.milestones and config.milestones[-1] >= config.epoch_size:
-        yield "milestones", (f"epochs below epoch_size={config.epoch_size}, counted from 0, "
-                             "or the drop would never come: set milestones or epoch_size")
+        yield (
+            "milestones",
+            (
+                f"epochs below epoch_size={config.epoch_size}, counted from 0, "
+                "or the drop would never come: set milestones or epoch_size"
+            ),
+        )
 
 
 def _path_problems(config: Config) -> Iterator[tuple[str, str]]:
@@ -296,5 +398,10 @@ def _rank_problems(config: Config) -> Iterator[tuple[str, str]]:
         return
     for key, only_value in (("rank_id", 0), ("device_num", 1)):
         if key in config.command_line and getattr(config, key) != only_value:
-            yield key, (f"{only_value}, because this run is one process and nothing else reads it. Several devices are "
-                        "for scripts/run_distribute_train_*.sh, which take their number")
+            yield (
+                key,
+                (
+                    f"{only_value}, because this run is one process and nothing else reads it. Several devices are "
+                    "for scripts/run_distribute_train_*.sh, which take their number"
+                ),
+            )

@@ -4,6 +4,7 @@ A file holds up to three YAML documents: values, help texts, allowed choices. YA
 than usual: a repeated key is refused, only True and False (true, false) are booleans, so that a class may be
 called ``no``, and tags that would build Python objects are refused.
 """
+
 from __future__ import annotations
 
 import ast
@@ -24,7 +25,7 @@ import yaml
 from src.model_utils.config_checks import ConfigError
 
 MAX_DOCUMENTS = 3
-MAX_BYTES = 1 << 20     # the longest shipped file has 20 KB; a checkpoint given by mistake is told at once
+MAX_BYTES = 1 << 20  # the longest shipped file has 20 KB; a checkpoint given by mistake is told at once
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                continue        # a list as key: refused by the base class
+                continue  # a list as key: refused by the base class
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value} is given twice", key_node.start_mark)
+                    None, None, f"the key {key_node.value} is given twice", key_node.start_mark
+                )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
@@ -76,8 +78,10 @@ def read_config_file(path: Path) -> ConfigFile:
     if not documents or documents[0] in (None, {}):
         raise ConfigError(f"{path}: the configuration file is empty; expected lines 'key: value'.")
     if len(documents) > MAX_DOCUMENTS:
-        raise ConfigError(f"{path}: {len(documents)} YAML documents; expected up to {MAX_DOCUMENTS} "
-                          "between lines '---': values, help texts, choices.")
+        raise ConfigError(
+            f"{path}: {len(documents)} YAML documents; expected up to {MAX_DOCUMENTS} "
+            "between lines '---': values, help texts, choices."
+        )
     documents += [{}] * (MAX_DOCUMENTS - len(documents))
     values, help_texts, choices = (document if document is not None else {} for document in documents)
     for name, document in (("first", values), ("second", help_texts), ("third", choices)):
@@ -113,8 +117,10 @@ def _load_documents(path: Path) -> list[Any]:
 def _check_kind(path: Path, document: Mapping[str, Any], kind: type, meaning: str) -> None:
     for key, entry in document.items():
         if not isinstance(entry, kind):
-            raise ConfigError(f"{path}: the {meaning}, but {key} is {reprlib.repr(entry)} there; "
-                              "values belong before the first '---'.")
+            raise ConfigError(
+                f"{path}: the {meaning}, but {key} is {reprlib.repr(entry)} there; "
+                "values belong before the first '---'."
+            )
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
@@ -176,7 +182,7 @@ def parse_flag(key: str, text: str, kind: Any, source: str) -> Any:
     if kind is bool:
         value = {"True": True, "true": True, "False": False, "false": False}.get(text, text)
     elif kind is int:
-        with contextlib.suppress(ValueError):       # convert says what is wrong with it
+        with contextlib.suppress(ValueError):  # convert says what is wrong with it
             value = int(text)
     elif kind is not float:
         value = _parse_literal(text)
@@ -192,7 +198,7 @@ def _parse_literal(text: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError):
         pass
     try:
-        return ast.literal_eval(text)       # a tuple, say, which YAML takes for a text
+        return ast.literal_eval(text)  # a tuple, say, which YAML takes for a text
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
@@ -200,10 +206,12 @@ def _parse_literal(text: str) -> Any:
 def _convert_mapping(key: str, value: Any, kind: Any, source: str) -> Any:
     kinds = typing.get_type_hints(kind)
     if not isinstance(value, dict) or set(value) != set(kinds):
-        raise ConfigError(f"{key} is {reprlib.repr(value)} (from {source}): expected a mapping with the keys "
-                          f"{', '.join(kinds)}.")
-    return kind(**{name: convert(f"{key}.{name}", value[name], field_kind, source)
-                   for name, field_kind in kinds.items()})
+        raise ConfigError(
+            f"{key} is {reprlib.repr(value)} (from {source}): expected a mapping with the keys {', '.join(kinds)}."
+        )
+    return kind(
+        **{name: convert(f"{key}.{name}", value[name], field_kind, source) for name, field_kind in kinds.items()}
+    )
 
 
 def _expectation(kind: Any) -> str:
@@ -230,7 +238,7 @@ def _to_float(value: Any) -> float:
         raise ValueError
     try:
         number = float(value)
-    except OverflowError:       # a whole number beyond the largest float
+    except OverflowError:  # a whole number beyond the largest float
         raise ValueError from None
     if not math.isfinite(number):
         raise ValueError

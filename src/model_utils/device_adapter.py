@@ -1,4 +1,5 @@
 """Picks who tells a process its device, rank and job, and who moves its files."""
+
 from __future__ import annotations
 
 import contextlib

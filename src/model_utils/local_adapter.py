@@ -1,4 +1,5 @@
 """Device, rank and job of this process on a machine of one's own, as its launcher set them."""
+
 from __future__ import annotations
 
 import os
@@ -53,8 +54,10 @@ def read_environment(config: Config, environ: Mapping[str, str] | None = None) -
         job_id=environ.get("JOB_ID") or DEFAULT_JOB_ID,
     )
     if place.rank_id >= place.rank_size:
-        raise UserError(f"rank {place.rank_id} is not below the number of devices, {place.rank_size}: "
-                        "launchers set RANK_ID and RANK_SIZE in the environment; else set rank_id and device_num.")
+        raise UserError(
+            f"rank {place.rank_id} is not below the number of devices, {place.rank_size}: "
+            "launchers set RANK_ID and RANK_SIZE in the environment; else set rank_id and device_num."
+        )
     return place
 
 
@@ -66,6 +69,8 @@ def _read_number(config: Config, key: str, variable: str, environ: Mapping[str, 
     if not text.isdecimal():
         raise UserError(f"the environment variable {variable} is {text!r}: expected a whole number from 0.")
     if is_flag and own != int(text):
-        raise UserError(f"--{key} is {own}, but {variable}, which the launcher of a distributed run sets, is {text}: "
-                        f"leave --{key} out.")
+        raise UserError(
+            f"--{key} is {own}, but {variable}, which the launcher of a distributed run sets, is {text}: "
+            f"leave --{key} out."
+        )
     return int(text)

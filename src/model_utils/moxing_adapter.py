@@ -7,6 +7,7 @@ Data land in `data_path`, checkpoints in `load_path`, so the configuration names
 `checkpoint_path` there. What earlier runs have left in `train_url` lands in `output_path`. One process per host copies;
 the others wait for a lock that ends with its holder.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -41,8 +42,17 @@ MARKER_NAME = ".modelarts.json"
 RESULTS_MARKER_NAME = ".modelarts-results.json"
 OWN_PREFIX = ".modelarts"
 # What a run reads. Relative paths are of the folder that the program is started in, where the published code stays.
-INPUT_PATHS = ("coco_root", "image_dir", "anno_path", "val_anno_path", "mindrecord_dir", "pre_trained",
-               "checkpoint_path", "ckpt_file", "result_path")
+INPUT_PATHS = (
+    "coco_root",
+    "image_dir",
+    "anno_path",
+    "val_anno_path",
+    "mindrecord_dir",
+    "pre_trained",
+    "checkpoint_path",
+    "ckpt_file",
+    "result_path",
+)
 # Size and time of change of files, by their paths below a folder.
 States = dict[str, list[int]]
 
@@ -136,7 +146,7 @@ def bring_back(files: Any, url: str, output: Path, job_id: str) -> States:
     place = hashlib.sha256(str(output).encode()).hexdigest()[:16]
     with (Path(tempfile.gettempdir()) / f"{OWN_PREFIX}-{os.getuid()}-{place}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError, ValueError):        # ValueError: written half
+        with contextlib.suppress(FileNotFoundError, ValueError):  # ValueError: written half
             content = json.loads(marker.read_text(encoding="utf-8"))
             if done.items() <= content.items():
                 return content["arrived"]
@@ -174,8 +184,10 @@ def unpack(archive: Path, folder: Path) -> None:
 def _check_entry(archive: Path, entry: zipfile.ZipInfo, folder: Path) -> None:
     target = (folder / entry.filename).resolve()
     if not target.is_relative_to(folder.resolve()) or stat.S_ISLNK(entry.external_attr >> 16):
-        raise UserError(f"{archive} holds {entry.filename!r}, a link or a path that leads out of {folder}; pack it "
-                        "again with plain relative paths")
+        raise UserError(
+            f"{archive} holds {entry.filename!r}, a link or a path that leads out of {folder}; pack it "
+            "again with plain relative paths"
+        )
 
 
 def _copy_earlier(files: Any, url: str, output: Path) -> None:
@@ -189,8 +201,10 @@ def _copy_earlier(files: Any, url: str, output: Path) -> None:
     except FileNotFoundError:
         LOGGER.info("no results of earlier runs: %s does not exist yet", url)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"the results of earlier runs in {url} (train_url) could not be copied to {output}: "
-                        f"{first_line(error)}. Without them a run could write over them") from error
+        raise UserError(
+            f"the results of earlier runs in {url} (train_url) could not be copied to {output}: "
+            f"{first_line(error)}. Without them a run could write over them"
+        ) from error
 
 
 def _take_out(copy: Callable[[str, str], object], output: Path, arrived: States, url: str, failing: bool) -> None:
@@ -208,8 +222,14 @@ def _take_out(copy: Callable[[str, str], object], output: Path, arrived: States,
         LOGGER.error(error)
     gone = [name for name in arrived if not (output / name).exists()]
     if gone:
-        LOGGER.warning("%d files of earlier runs have been renamed or removed in %s, such as %s; in %s they stay, "
-                       "beside the new ones", len(gone), output, gone[0], url)
+        LOGGER.warning(
+            "%d files of earlier runs have been renamed or removed in %s, such as %s; in %s they stay, "
+            "beside the new ones",
+            len(gone),
+            output,
+            gone[0],
+            url,
+        )
 
 
 @contextlib.contextmanager
@@ -237,7 +257,7 @@ def _new_results(output: Path, arrived: States) -> Iterator[Path | None]:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:         # file systems over a network may have no links
+    except OSError:  # file systems over a network may have no links
         shutil.copy2(source, target)
 
 
@@ -245,7 +265,7 @@ def _states(folder: Path) -> States:
     states = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
-        with contextlib.suppress(FileNotFoundError):        # other processes remove old checkpoints
+        with contextlib.suppress(FileNotFoundError):  # other processes remove old checkpoints
             info = path.stat()
             if stat.S_ISREG(info.st_mode) and not name.startswith(OWN_PREFIX):
                 states[name] = [info.st_size, info.st_mtime_ns]
@@ -263,8 +283,10 @@ def _moxing_files() -> Any:
     try:
         import moxing
     except ImportError as error:
-        raise UserError(f"enable_modelarts is True, but the package moxing cannot be imported ({first_line(error)}). "
-                        "The images of ModelArts hold it; elsewhere leave it at False and give coco_root") from error
+        raise UserError(
+            f"enable_modelarts is True, but the package moxing cannot be imported ({first_line(error)}). "
+            "The images of ModelArts hold it; elsewhere leave it at False and give coco_root"
+        ) from error
     return moxing.file
 
 
@@ -272,6 +294,7 @@ def _folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror}; choose another with data_path, load_path or "
-                        "output_path") from error
+        raise UserError(
+            f"cannot make the folder {path}: {error.strerror}; choose another with data_path, load_path or output_path"
+        ) from error
     return path

@@ -1,4 +1,5 @@
 """What building ascend310_infer/ needs, and how the tests build it."""
+
 import os
 import shutil
 import subprocess

@@ -1,4 +1,5 @@
 """Programs that are built once for all tests of this folder."""
+
 import pytest
 
 from tests.cpp.builds import LITE_HOME, build, missing_for_program, missing_tools, reason

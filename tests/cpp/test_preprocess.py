@@ -1,4 +1,5 @@
 """Reading and preparing pictures in C++: the numbers of src/transforms.py, and its refusals."""
+
 import struct
 import subprocess
 import zlib
@@ -49,8 +50,9 @@ def save(path, picture):
 
 
 def run_tool(tools, *arguments):
-    return subprocess.run([tools / "preprocess_tool", *map(str, arguments)], capture_output=True, text=True,
-                          check=False)
+    return subprocess.run(
+        [tools / "preprocess_tool", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
 
 
 def prepared(tools, picture, canvas, out):
@@ -62,8 +64,9 @@ def prepared(tools, picture, canvas, out):
 
 
 def test_the_unit_tests_in_cpp_hold(picture_tools):
-    result = subprocess.run(["ctest", "--output-on-failure"], cwd=picture_tools, capture_output=True, text=True,
-                            check=False)
+    result = subprocess.run(
+        ["ctest", "--output-on-failure"], cwd=picture_tools, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout
     assert "1 tests passed" in result.stdout or "100% tests passed" in result.stdout
 
@@ -108,7 +111,7 @@ def test_other_formats(picture_tools, tmp_path, suffix):
 
 def test_stored_pixels_are_not_turned(picture_tools, tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6    # orientation: turn by 90 degrees for viewing
+    exif[0x0112] = 6  # orientation: turn by 90 degrees for viewing
     Image.new("RGB", (40, 20), (200, 30, 30)).save(tmp_path / "turned.jpg", exif=exif)
     _, metadata = prepared(picture_tools, tmp_path / "turned.jpg", Canvas(320, 256), tmp_path / "out.bin")
     assert metadata[:2].tolist() == [20, 40]
@@ -129,20 +132,24 @@ def bomb():
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "is empty"),
-    (b"<html>not found</html>", "is not a picture (JPEG, PNG, BMP or WEBP)"),
-    (b"GIF89a" + bytes(100), "is not a picture"),
-    (b"BM", "is cut off"),
-    (b"RIFF\x10\0\0\0WEBP", "is cut off"),
-    (png_bytes()[:20], "is cut off"),
-    (png_bytes()[:-2000], "is damaged or cut off"),
-    (jpeg_bytes()[:-2], "is cut off"),
-    (jpeg_bytes()[:300], "is cut off"),
-    (jpeg_bytes()[:len(jpeg_bytes()) // 2], "is cut off"),
-    (b"\xff\xd8\xff" + bytes(500), "is damaged"),
-    (bomb(), "is too large (50000 x 50000 pixels"),
-], ids=lambda value: "" if isinstance(value, bytes) else value)
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "is empty"),
+        (b"<html>not found</html>", "is not a picture (JPEG, PNG, BMP or WEBP)"),
+        (b"GIF89a" + bytes(100), "is not a picture"),
+        (b"BM", "is cut off"),
+        (b"RIFF\x10\0\0\0WEBP", "is cut off"),
+        (png_bytes()[:20], "is cut off"),
+        (png_bytes()[:-2000], "is damaged or cut off"),
+        (jpeg_bytes()[:-2], "is cut off"),
+        (jpeg_bytes()[:300], "is cut off"),
+        (jpeg_bytes()[: len(jpeg_bytes()) // 2], "is cut off"),
+        (b"\xff\xd8\xff" + bytes(500), "is damaged"),
+        (bomb(), "is too large (50000 x 50000 pixels"),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else value,
+)
 def test_bad_pictures_are_named(picture_tools, tmp_path, content, words):
     path = tmp_path / "bad one.png"
     path.write_bytes(content)

@@ -1,4 +1,5 @@
 """The whole C++ program on CPU, with small models in place of the detector."""
+
 import os
 import subprocess
 from pathlib import Path
@@ -35,8 +36,14 @@ def pictures(tmp_path):
 def run(program, folder, *flags, mindir, dataset, device="CPU"):
     """Run in a folder. The leak check is off: what MindSpore Lite keeps until the end would be reported."""
     flags = [f"--mindir_path={mindir}", f"--dataset_path={dataset}", f"--device_type={device}", *flags]
-    return subprocess.run([program, *flags], cwd=folder, capture_output=True, text=True, check=False,
-                          env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
+    return subprocess.run(
+        [program, *flags],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
+    )
 
 
 @pytest.mark.parametrize("keep_ratio", [True, False])
@@ -44,12 +51,15 @@ def test_outputs_of_every_picture(program, model, pictures, tmp_path, keep_ratio
     result = run(program, tmp_path, f"--keep_ratio={keep_ratio}", mindir=model, dataset=pictures)
     assert result.returncode == 0, result.stderr
     names = ["a b", "tall.c"]
-    assert sorted(p.name for p in (tmp_path / "result_Files").iterdir()) == \
-        [f"{name}_{number}.bin" for name in names for number in range(3)]
+    assert sorted(p.name for p in (tmp_path / "result_Files").iterdir()) == [
+        f"{name}_{number}.bin" for name in names for number in range(3)
+    ]
     for name in names:
         image, metadata = evaluation_input(read_rgb(pictures / f"{name}.png"), Canvas(WIDTH, HEIGHT, keep_ratio))
-        boxes, labels, mask = (np.fromfile(tmp_path / "result_Files" / f"{name}_{number}.bin", dtype)
-                               for number, dtype in enumerate((np.float32, np.int32, np.bool_)))
+        boxes, labels, mask = (
+            np.fromfile(tmp_path / "result_Files" / f"{name}_{number}.bin", dtype)
+            for number, dtype in enumerate((np.float32, np.int32, np.bool_))
+        )
         np.testing.assert_allclose(boxes.reshape(1, 4, 5), BOXES + image.sum(axis=0).mean(), atol=1e-3)
         assert labels.tolist() == metadata.astype(int).tolist()
         assert mask.tolist() == (metadata > 1.5).tolist()
@@ -65,19 +75,27 @@ def test_timing_line(program, model, pictures, tmp_path):
 
 
 def test_a_size_that_contradicts_the_model(program, model, pictures, tmp_path):
-    assert run(program, tmp_path, f"--image_width={WIDTH}", f"--image_height={HEIGHT}", mindir=model,
-               dataset=pictures).returncode == 0
+    assert (
+        run(
+            program, tmp_path, f"--image_width={WIDTH}", f"--image_height={HEIGHT}", mindir=model, dataset=pictures
+        ).returncode
+        == 0
+    )
     result = run(program, tmp_path, "--image_width=1280", "--image_height=768", mindir=model, dataset=pictures)
     assert result.returncode == 1
     assert f"{model}: takes pictures of width {WIDTH} and height {HEIGHT}" in result.stderr
 
 
-@pytest.mark.parametrize("arguments, options, words", [
-    ({}, {"batch": 2}, "has inputs (2, 3, 64, 128), (2, 4); expected image (1, 3, H, W)"),
-    ({"label_type": ms.float32}, {}, "the labels output has data type number 43; expected 34"),
-    ({"with_mask": False}, {}, "has 2 outputs; expected boxes, labels and mask"),
-    ({}, {"version": 3}, "does this runtime read the MindIR version"),
-], ids=["batch of two", "labels float32", "no mask", "newer MindIR"])
+@pytest.mark.parametrize(
+    "arguments, options, words",
+    [
+        ({}, {"batch": 2}, "has inputs (2, 3, 64, 128), (2, 4); expected image (1, 3, H, W)"),
+        ({"label_type": ms.float32}, {}, "the labels output has data type number 43; expected 34"),
+        ({"with_mask": False}, {}, "has 2 outputs; expected boxes, labels and mask"),
+        ({}, {"version": 3}, "does this runtime read the MindIR version"),
+    ],
+    ids=["batch of two", "labels float32", "no mask", "newer MindIR"],
+)
 def test_models_that_do_not_fit(program, pictures, tmp_path, arguments, options, words):
     path = export(tmp_path / "other.mindir", SmallDetector(BOXES, **arguments), **options)
     result = run(program, tmp_path, mindir=path, dataset=pictures)
@@ -96,11 +114,16 @@ def test_boxes_and_mask_of_different_length(program, pictures, tmp_path):
 def test_files_that_are_not_models(program, pictures, tmp_path):
     (tmp_path / "empty.mindir").touch()
     (tmp_path / "text.mindir").write_text("not a model")
-    for path, words in ((tmp_path / "none.mindir", "cannot be read"), (tmp_path, "is a folder"),
-                        (tmp_path / "empty.mindir", "is empty"), (tmp_path / "text.mindir", "cannot build it")):
+    for path, words in (
+        (tmp_path / "none.mindir", "cannot be read"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "empty.mindir", "is empty"),
+        (tmp_path / "text.mindir", "cannot build it"),
+    ):
         result = run(program, tmp_path, mindir=path, dataset=pictures)
-        assert (result.returncode, f"ERROR: {path}: " in result.stderr, words in result.stderr) == (1, True, True), \
+        assert (result.returncode, f"ERROR: {path}: " in result.stderr, words in result.stderr) == (1, True, True), (
             result.stderr
+        )
 
 
 def test_a_bad_picture_stops_the_run(program, model, pictures, tmp_path):

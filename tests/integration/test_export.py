@@ -1,4 +1,5 @@
 """One detector in all its forms, run as users run it: the same twelve figures every way."""
+
 import json
 import os
 import subprocess
@@ -21,14 +22,29 @@ from tests.unit.FasterRcnn.small_detector import randomise
 pytestmark = needs_shared
 NUM_PICTURES = 6
 CLASSES = ("background", "RBC", "WBC", "Platelets")
-OPTIONS = ("--device_target=CPU", "--img_width=192", "--img_height=128", "--test_score_thr=0.2", "--rpn_max_num=100",
-           "--rpn_nms_post=100", "--compile_cache_path=")
+OPTIONS = (
+    "--device_target=CPU",
+    "--img_width=192",
+    "--img_height=128",
+    "--test_score_thr=0.2",
+    "--rpn_max_num=100",
+    "--rpn_nms_post=100",
+    "--compile_cache_path=",
+)
 
 
 def run(script, *arguments, cwd):
     """Run an entry script as a user does; returns its output."""
-    result = subprocess.run([sys.executable, REPO_ROOT / script, *arguments], cwd=cwd, text=True, check=False,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600, env=dict(os.environ))
+    result = subprocess.run(
+        [sys.executable, REPO_ROOT / script, *arguments],
+        cwd=cwd,
+        text=True,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+        env=dict(os.environ),
+    )
     assert result.returncode == 0, result.stdout
     return result.stdout
 
@@ -40,8 +56,15 @@ def forms(tmp_path_factory):
     net = randomise(build_detector(load_config([*OPTIONS, f"--coco_classes={list(CLASSES)}"])), 7)
     write_checkpoint(net.parameters_dict(), folder / "detector.ckpt", {META_CLASSES: ",".join(CLASSES)})
     for file_format in ("ONNX", "MINDIR"):
-        run("export.py", *OPTIONS, "--ckpt_file=detector.ckpt", f"--file_format={file_format}", "--file_name=detector",
-            "--test_batch_size=1", cwd=folder)
+        run(
+            "export.py",
+            *OPTIONS,
+            "--ckpt_file=detector.ckpt",
+            f"--file_format={file_format}",
+            "--file_name=detector",
+            "--test_batch_size=1",
+            cwd=folder,
+        )
     (folder / "coco" / "annotations").mkdir(parents=True)
     (folder / "coco" / "val2017").symlink_to(BCCD / "val2017")
     (folder / "coco" / "annotations" / "instances_val2017.json").write_text(json.dumps(truth_of(folder)))
@@ -69,9 +92,16 @@ def truth_of(folder):
             if min(x2 - x1, y2 - y1) < 8:
                 continue
             dx, dy = rng.uniform(-0.15, 0.15, 2) * (x2 - x1, y2 - y1)
-            rows.append({"id": len(rows) + 1, "image_id": image["id"], "category_id": int(label) + 1, "iscrowd": 0,
-                         "bbox": [float(max(x1 + dx, 0)), float(max(y1 + dy, 0)), float(x2 - x1), float(y2 - y1)],
-                         "area": float((x2 - x1) * (y2 - y1))})
+            rows.append(
+                {
+                    "id": len(rows) + 1,
+                    "image_id": image["id"],
+                    "category_id": int(label) + 1,
+                    "iscrowd": 0,
+                    "bbox": [float(max(x1 + dx, 0)), float(max(y1 + dy, 0)), float(x2 - x1), float(y2 - y1)],
+                    "area": float((x2 - x1) * (y2 - y1)),
+                }
+            )
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES[1:], start=1)]
     return {"images": images, "annotations": rows, "categories": categories}
 
@@ -90,12 +120,14 @@ def test_every_form_gives_the_same_twelve_figures(forms):
     annotations = "--anno_path=coco/annotations/instances_val2017.json"
     commands = {
         "checkpoint": ("eval.py", *OPTIONS, *data, "--checkpoint_path=detector.ckpt"),
-        "onnx": ("eval_onnx.py", "--device_target=CPU", *data, "--file_name=detector.onnx",
-                 annotations),
-        "mindir": ("eval.py", "--device_target=CPU", *data, "--checkpoint_path=detector.mindir",
-                   "--test_batch_size=1"),
-        "result files": ("postprocess.py", annotations, "--result_path=result_Files",
-                         f"--coco_classes={list(CLASSES)}"),
+        "onnx": ("eval_onnx.py", "--device_target=CPU", *data, "--file_name=detector.onnx", annotations),
+        "mindir": ("eval.py", "--device_target=CPU", *data, "--checkpoint_path=detector.mindir", "--test_batch_size=1"),
+        "result files": (
+            "postprocess.py",
+            annotations,
+            "--result_path=result_Files",
+            f"--coco_classes={list(CLASSES)}",
+        ),
     }
     figures = {}
     for name, command in commands.items():
@@ -123,6 +155,7 @@ def test_pictures_of_ones_own(forms, model):
     for picture in found["pictures"]:
         detections = expected[Path(picture["picture"]).name]
         assert [row["label"] for row in picture["detections"]] == detections.labels.tolist()
-        np.testing.assert_allclose([row["bbox_xyxy"] for row in picture["detections"]], detections.boxes_xyxy,
-                                   atol=0.02)
+        np.testing.assert_allclose(
+            [row["bbox_xyxy"] for row in picture["detections"]], detections.boxes_xyxy, atol=0.02
+        )
         assert Path(forms / picture["drawn"]).is_file()

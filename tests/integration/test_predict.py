@@ -1,4 +1,5 @@
 """predict.py as a user runs it: a checkpoint of random weights, generated pictures, a video, and mistakes."""
+
 import csv
 import json
 import os
@@ -20,15 +21,29 @@ from tests.helpers import REPO_ROOT
 NUM_PICTURES, NUM_FRAMES = 3, 5
 CLASSES = ("disc", "square", "star")
 # A small canvas and few proposals. Random weights detect something everywhere, above this threshold.
-OPTIONS = ("--compile_cache_path=", "--img_width=128", "--img_height=64", "--rpn_nms_pre=50", "--rpn_max_num=50",
-           "--test_score_thr=0.02")
+OPTIONS = (
+    "--compile_cache_path=",
+    "--img_width=128",
+    "--img_height=64",
+    "--rpn_nms_pre=50",
+    "--rpn_max_num=50",
+    "--test_score_thr=0.02",
+)
 
 
 def predict(*arguments, cwd):
     """Run predict.py with no terminal."""
     environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}
-    return subprocess.run([sys.executable, REPO_ROOT / "predict.py", *arguments], cwd=cwd, env=environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600, check=False)
+    return subprocess.run(
+        [sys.executable, REPO_ROOT / "predict.py", *arguments],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +66,11 @@ def folder(tmp_path_factory):
     (folder / "photos" / "clip.mp4").write_bytes((folder / "film.mp4").read_bytes())
     ms.set_seed(1)
     config = load_config([*OPTIONS, f"--coco_classes={['background', *CLASSES]}", "--device_target=CPU"])
-    write_checkpoint(build_detector(config).parameters_dict(), folder / "random.ckpt",
-                     {META_CLASSES: ",".join(config.coco_classes), META_BACKBONE: config.backbone})
+    write_checkpoint(
+        build_detector(config).parameters_dict(),
+        folder / "random.ckpt",
+        {META_CLASSES: ",".join(config.coco_classes), META_BACKBONE: config.backbone},
+    )
     return folder
 
 
@@ -76,8 +94,10 @@ def test_a_folder_of_pictures(folder):
     num_detections = sum(len(entry["detections"]) for entry in content["pictures"])
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"{NUM_PICTURES} pictures, {num_detections} detections (")
-    left_out = ("1 input skipped; 2 other files or folders left out: clip.mp4; notes.txt (a video is detected in when "
-                "it is named by itself)")
+    left_out = (
+        "1 input skipped; 2 other files or folders left out: clip.mp4; notes.txt (a video is detected in when "
+        "it is named by itself)"
+    )
     assert last.endswith(f"{left_out}; drawn copies in predictions, results in predictions/predictions.json")
     assert content["summary"].endswith(left_out)
     assert content["left_out"] == ["photos/clip.mp4", "photos/notes.txt"]
@@ -85,8 +105,15 @@ def test_a_folder_of_pictures(folder):
 
 
 def test_a_video_into_a_table(folder):
-    done = predict("--model=random.ckpt", "--input=film.mp4", "--score_thr=0.02", "--results=csv", "--output_dir=drawn",
-                   *OPTIONS, cwd=folder)
+    done = predict(
+        "--model=random.ckpt",
+        "--input=film.mp4",
+        "--score_thr=0.02",
+        "--results=csv",
+        "--output_dir=drawn",
+        *OPTIONS,
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stdout
     with (folder / "drawn" / "predictions.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -95,20 +122,23 @@ def test_a_video_into_a_table(folder):
     assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (NUM_FRAMES, 5)
     original = cv2.VideoCapture(str(folder / "film.mp4")).read()[1]
     first = cv2.resize(capture.read()[1], original.shape[1::-1])
-    assert np.abs(first.astype(int) - original).max() > 60                 # something is drawn
-    assert np.abs(first.astype(int) - original).mean() < 60                # on that picture
+    assert np.abs(first.astype(int) - original).max() > 60  # something is drawn
+    assert np.abs(first.astype(int) - original).mean() < 60  # on that picture
     assert sorted(path.name for path in (folder / "drawn").iterdir()) == ["film.mp4", "predictions.csv"]
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    (["--input=missing.jpg"], 1, "--input=missing.jpg: there is no such file or folder"),
-    (["--input=photos", "--output_dir=photos"], 1, "photos holds the input"),
-    (["--input=photos", "--img_widht=128"], 1, "unknown flag --img_widht. Did you mean img_width"),
-    (["--input=photos", "--model=missing.ckpt"], 1, "missing.ckpt does not exist"),
-    (["--input=photos", "--model=photos/bad.jpg"], 1, "photos/bad.jpg"),
-    (["--input=photos", "--score_thr=1.5"], 2, "1.5 is not between 0 and 1"),
-    (["--input=photos/bad.jpg", *OPTIONS], 1, "1 input and none that could be read"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--input=missing.jpg"], 1, "--input=missing.jpg: there is no such file or folder"),
+        (["--input=photos", "--output_dir=photos"], 1, "photos holds the input"),
+        (["--input=photos", "--img_widht=128"], 1, "unknown flag --img_widht. Did you mean img_width"),
+        (["--input=photos", "--model=missing.ckpt"], 1, "missing.ckpt does not exist"),
+        (["--input=photos", "--model=photos/bad.jpg"], 1, "photos/bad.jpg"),
+        (["--input=photos", "--score_thr=1.5"], 2, "1.5 is not between 0 and 1"),
+        (["--input=photos/bad.jpg", *OPTIONS], 1, "1 input and none that could be read"),
+    ],
+)
 def test_mistakes_end_with_one_message(folder, tmp_path, arguments, code, message):
     done = predict("--model=random.ckpt", f"--output_dir={tmp_path / 'out'}", *arguments, cwd=folder)
     assert done.returncode == code, done.stdout
@@ -117,9 +147,13 @@ def test_mistakes_end_with_one_message(folder, tmp_path, arguments, code, messag
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("flag, message", [
-    ("--input=b.jpg", "--input is given twice"),      # one of the two would be lost
-    ("--checkpoint_path=b.ckpt", "--checkpoint_path names a model for eval.py; here it is given by --model")])
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--input=b.jpg", "--input is given twice"),  # one of the two would be lost
+        ("--checkpoint_path=b.ckpt", "--checkpoint_path names a model for eval.py; here it is given by --model"),
+    ],
+)
 def test_a_flag_given_twice_and_a_model_for_another_program_are_refused(tmp_path, flag, message):
     done = predict("--model=a.ckpt", "--input=a.jpg", flag, cwd=tmp_path)
     assert done.returncode != 0 and message in done.stdout + (done.stderr or "")

@@ -1,4 +1,5 @@
 """The README's first command on a copy of the project without an environment."""
+
 import json
 import shutil
 import subprocess
@@ -17,8 +18,15 @@ def test_quick_start_from_nothing(tmp_path):
         target = project / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPO_ROOT / name, target)
-    result = subprocess.run(["bash", project / "scripts/quick_start.sh"], cwd=tmp_path, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1700, check=False)
+    result = subprocess.run(
+        ["bash", project / "scripts/quick_start.sh"],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=1700,
+        check=False,
+    )
     assert result.returncode == 0, result.stdout[-4000:]
     run = project / "quick_start" / "run"
     metrics = json.loads((run / "metrics.json").read_text())

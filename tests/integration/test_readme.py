@@ -1,4 +1,5 @@
 """The README's shortest commands, as they stand there."""
+
 import json
 import os
 import re
@@ -21,7 +22,13 @@ def commands() -> list[str]:
 def test_the_shortest_commands_name_no_more_than_they_need():
     """Data, model and the one setting that makes the example short; nothing that a file knows."""
     assert [re.match(r"python (-m )?([\w.]+)", line)[2] for line in commands()] == [
-        "src.sample_data", "train.py", "eval.py", "predict.py", "export.py", "eval_onnx.py"]
+        "src.sample_data",
+        "train.py",
+        "eval.py",
+        "predict.py",
+        "export.py",
+        "eval_onnx.py",
+    ]
     flags = {flag for line in commands()[2:] for flag in re.findall(r"--(\w+)=", line)}
     assert flags == {"checkpoint_path", "coco_root", "model", "input", "ckpt_file", "file_format", "file_name"}
 
@@ -33,8 +40,16 @@ def test_the_shortest_commands_run_as_they_stand(tmp_path):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     metrics = []
     for line in commands():
-        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=900, check=False)
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=900,
+            check=False,
+        )
         assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}"
         assert "WARNING" not in done.stdout, f"{line}\n{done.stdout[-3000:]}"
         if "eval" in line:

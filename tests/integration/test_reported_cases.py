@@ -4,6 +4,7 @@ A detector of random weights finds boxes in generated pictures. They are taken a
 by definition wherever the program scores these pictures with the settings of these weights: but for some boxes without
 area among hundreds, which nothing can match.
 """
+
 import json
 import logging
 import shutil
@@ -34,7 +35,7 @@ def paint(path, number):
     picture = rng.integers(0, 256, (60, 100, 3), np.uint8)
     for _ in range(4):
         x, y = rng.integers(0, 70), rng.integers(0, 40)
-        picture[y:y + 20, x:x + 30] = rng.integers(0, 256, 3)
+        picture[y : y + 20, x : x + 30] = rng.integers(0, 256, 3)
     cv2.imwrite(str(path), picture)
 
 
@@ -44,12 +45,20 @@ def truth_of(model, folder):
     for number, path in enumerate(sorted(folder.iterdir()), start=1):
         picture = read_rgb(path)
         images.append({"id": number, "file_name": path.name, "width": picture.shape[1], "height": picture.shape[0]})
-        found, = detect(model, [picture])
+        (found,) = detect(model, [picture])
         for (x1, y1, x2, y2), label in zip(found.boxes_xyxy.tolist(), found.labels.tolist(), strict=True):
             if x2 <= x1 or y2 <= y1:
                 continue
-            rows.append({"id": len(rows) + 1, "image_id": number, "category_id": 10 * (label + 1), "iscrowd": 0,
-                         "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+            rows.append(
+                {
+                    "id": len(rows) + 1,
+                    "image_id": number,
+                    "category_id": 10 * (label + 1),
+                    "iscrowd": 0,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                }
+            )
     categories = [{"id": 10 * number, "name": name} for number, name in enumerate(CLASSES[1:], start=1)]
     return {"images": images, "annotations": rows, "categories": categories}
 
@@ -76,8 +85,16 @@ def score(detector, tmp_path, change=lambda truth: None, flags=()):
     truth = json.loads(json.dumps(truth))
     change(truth)
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    config = load_config([f"--coco_root={root}", f"--anno_path={tmp_path / 'truth.json'}", "--device_target=CPU",
-                          f"--mindrecord_dir={tmp_path / 'records'}", f"--eval_output_path={tmp_path}", *flags])
+    config = load_config(
+        [
+            f"--coco_root={root}",
+            f"--anno_path={tmp_path / 'truth.json'}",
+            "--device_target=CPU",
+            f"--mindrecord_dir={tmp_path / 'records'}",
+            f"--eval_output_path={tmp_path}",
+            *flags,
+        ]
+    )
     Evaluation(model.info.configuration(config)).score(model)
     return json.loads((tmp_path / "metrics.json").read_text())
 
@@ -92,8 +109,16 @@ def test_a_checkpoint_scores_with_the_settings_of_its_training(detector, tmp_pat
     assert score(detector, tmp_path)["AP"] == RIGHT_AP
 
 
-@pytest.mark.parametrize("flag", ["--coco_classes=['background','nut','cell','leaf']", "--anchor_scales=[8]",
-                                  "--stem_pool_pad=same", "--keep_ratio=False", "--rcnn_target_stds=[1,1,1,1]"])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--coco_classes=['background','nut','cell','leaf']",
+        "--anchor_scales=[8]",
+        "--stem_pool_pad=same",
+        "--keep_ratio=False",
+        "--rcnn_target_stds=[1,1,1,1]",
+    ],
+)
 def test_a_flag_that_would_shift_classes_or_boxes_is_refused(detector, flag):
     with pytest.raises(UserError, match=f"{flag.partition('=')[0]} is .*, but checkpoint .* was trained with"):
         load_model(detector[0] / "detector.ckpt", load_config(["--device_target=CPU", flag]))
@@ -147,7 +172,7 @@ def test_boxes_marked_ignore_do_not_count(detector, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         metrics = score(detector, tmp_path, mark)
     assert sum(row["num_ground_truths"] for row in metrics["per_class"]) == len(detector[2]["annotations"]) // 2
-    assert metrics["AP"] == RIGHT_AP         # what is found there is no false positive either
+    assert metrics["AP"] == RIGHT_AP  # what is found there is no false positive either
     assert 'marked "ignore"' in caplog.text
 
 

@@ -1,4 +1,5 @@
 """The commands of the README on real pictures: train a few steps, load the checkpoint, score every picture."""
+
 import json
 import os
 import re
@@ -14,17 +15,32 @@ from tests.helpers import BCCD, REPO_ROOT, needs_shared
 NUM_TRAIN = 40
 CLASSES = "['background','RBC','WBC','Platelets']"
 # A small canvas and few RoIs: what is tested here is that the parts fit together, not how well it detects.
-SMALL = ("--device_target=CPU", "--img_width=192", "--img_height=128", "--expand_ratio=0",
-         "--num_expected_pos_stage2=32", "--num_expected_neg_stage2=128", "--num_expected_total_stage2=128",
-         "--roi_sample_num=160")
+SMALL = (
+    "--device_target=CPU",
+    "--img_width=192",
+    "--img_height=128",
+    "--expand_ratio=0",
+    "--num_expected_pos_stage2=32",
+    "--num_expected_neg_stage2=128",
+    "--num_expected_total_stage2=128",
+    "--roi_sample_num=160",
+)
 OPTIONS = (*SMALL, f"--coco_classes={CLASSES}", "--compile_cache_path=")
 
 
 def run(script, *arguments, cwd):
     """Run an entry script as a user does, with no terminal."""
     environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}
-    return subprocess.run([sys.executable, REPO_ROOT / script, *arguments], cwd=cwd, env=environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900, check=False)
+    return subprocess.run(
+        [sys.executable, REPO_ROOT / script, *arguments],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=900,
+        check=False,
+    )
 
 
 def read_losses(path):
@@ -44,8 +60,18 @@ def trained(tmp_path_factory):
     (root / "annotations").mkdir(parents=True)
     (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
     (root / "train2017").symlink_to(BCCD / "train2017")
-    result = run("train.py", *OPTIONS, f"--coco_root={root}", "--pre_trained=", "--frozen_stages=-1",
-                 "--norm_eval=False", "--epoch_size=2", "--warmup_step=10", "--base_lr=0.04", cwd=folder)
+    result = run(
+        "train.py",
+        *OPTIONS,
+        f"--coco_root={root}",
+        "--pre_trained=",
+        "--frozen_stages=-1",
+        "--norm_eval=False",
+        "--epoch_size=2",
+        "--warmup_step=10",
+        "--base_lr=0.04",
+        cwd=folder,
+    )
     assert result.returncode == 0, result.stdout
     return folder, result.stdout
 
@@ -64,17 +90,27 @@ def test_losses_of_every_step_are_written_and_fall(trained):
 @needs_shared
 def test_checkpoints_have_the_published_names(trained):
     folder, _ = trained
-    assert sorted(path.name for path in (folder / "ckpt_0").iterdir()) == ["faster_rcnn-1_20.ckpt",
-                                                                           "faster_rcnn-2_20.ckpt"]
+    assert sorted(path.name for path in (folder / "ckpt_0").iterdir()) == [
+        "faster_rcnn-1_20.ckpt",
+        "faster_rcnn-2_20.ckpt",
+    ]
 
 
 @needs_shared
 def test_evaluation_scores_all_pictures(trained):
     folder, _ = trained
     # 72 pictures do not fill the last batch of 5.
-    result = run("eval.py", *OPTIONS, f"--coco_root={BCCD}", f"--mindrecord_dir={folder / 'records'}",
-                 f"--checkpoint_path={folder / 'ckpt_0' / 'faster_rcnn-2_20.ckpt'}", "--test_batch_size=5",
-                 "--test_score_thr=0.01", "--draw_images=2", cwd=folder)
+    result = run(
+        "eval.py",
+        *OPTIONS,
+        f"--coco_root={BCCD}",
+        f"--mindrecord_dir={folder / 'records'}",
+        f"--checkpoint_path={folder / 'ckpt_0' / 'faster_rcnn-2_20.ckpt'}",
+        "--test_batch_size=5",
+        "--test_score_thr=0.01",
+        "--draw_images=2",
+        cwd=folder,
+    )
     assert result.returncode == 0, result.stdout
     assert "Result on bccd dataset" in result.stdout
     assert result.stdout.count(" Average Precision ") == 6 and result.stdout.count(" Average Recall ") == 6
@@ -91,9 +127,16 @@ def test_evaluation_scores_all_pictures(trained):
 @needs_shared
 def test_wrong_number_of_classes_is_refused_before_anything_is_written(trained):
     folder, _ = trained
-    result = run("eval.py", *SMALL, "--coco_classes=['background','RBC']", f"--coco_root={BCCD}",
-                 f"--mindrecord_dir={folder / 'other'}", "--ignore_unknown=True",
-                 f"--checkpoint_path={folder / 'ckpt_0' / 'faster_rcnn-2_20.ckpt'}", cwd=folder)
+    result = run(
+        "eval.py",
+        *SMALL,
+        "--coco_classes=['background','RBC']",
+        f"--coco_root={BCCD}",
+        f"--mindrecord_dir={folder / 'other'}",
+        "--ignore_unknown=True",
+        f"--checkpoint_path={folder / 'ckpt_0' / 'faster_rcnn-2_20.ckpt'}",
+        cwd=folder,
+    )
     assert result.returncode == 1
     assert "coco_classes is ['background', 'RBC'], but checkpoint " in result.stdout
     assert "was trained with ['background', 'RBC', 'WBC', 'Platelets']" in result.stdout
@@ -101,12 +144,15 @@ def test_wrong_number_of_classes_is_refused_before_anything_is_written(trained):
     assert not (folder / "other").exists()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--base_lrr=1"], "base_lr"),
-    (["--pre_trained="], "--frozen_stages=-1 --norm_eval=False"),
-    (["--pre_trained=missing.ckpt"], "missing.ckpt does not exist"),
-    (["--pre_trained=", "--frozen_stages=-1", "--norm_eval=False", "--coco_root=missing"], "missing"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--base_lrr=1"], "base_lr"),
+        (["--pre_trained="], "--frozen_stages=-1 --norm_eval=False"),
+        (["--pre_trained=missing.ckpt"], "missing.ckpt does not exist"),
+        (["--pre_trained=", "--frozen_stages=-1", "--norm_eval=False", "--coco_root=missing"], "missing"),
+    ],
+)
 def test_mistakes_end_with_one_message(tmp_path, arguments, message):
     result = run("train.py", "--device_target=CPU", *arguments, cwd=tmp_path)
     assert result.returncode == 1
@@ -118,25 +164,53 @@ def test_mistakes_end_with_one_message(tmp_path, arguments, message):
 def train_on_samples(tmp_path, *flags):
     """Train for two steps on generated pictures, in a folder with a blank in its name."""
     if not (tmp_path / "data").exists():
-        subprocess.run([sys.executable, "-m", "src.sample_data", f"--output_dir={tmp_path}/data", "--num_train=4",
-                        "--num_val=1", "--width=192", "--height=128"], cwd=REPO_ROOT, check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "src.sample_data",
+                f"--output_dir={tmp_path}/data",
+                "--num_train=4",
+                "--num_val=1",
+                "--width=192",
+                "--height=128",
+            ],
+            cwd=REPO_ROOT,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         (tmp_path / "a run").mkdir(exist_ok=True)
-    return run("train.py", *SMALL, "--coco_classes=['background','disc','square','star']",
-               f"--coco_root={tmp_path}/data", f"--mindrecord_dir={tmp_path}/records", "--pre_trained=",
-               "--frozen_stages=-1", "--norm_eval=False", "--epoch_size=1",
-               f"--compile_cache_path={tmp_path}/graphs", *flags, cwd=tmp_path / "a run")
+    return run(
+        "train.py",
+        *SMALL,
+        "--coco_classes=['background','disc','square','star']",
+        f"--coco_root={tmp_path}/data",
+        f"--mindrecord_dir={tmp_path}/records",
+        "--pre_trained=",
+        "--frozen_stages=-1",
+        "--norm_eval=False",
+        "--epoch_size=1",
+        f"--compile_cache_path={tmp_path}/graphs",
+        *flags,
+        cwd=tmp_path / "a run",
+    )
 
 
 def weights_of(path):
-    return {name: value.asnumpy() for name, value in ms.load_checkpoint(str(path)).items()
-            if isinstance(value, ms.Parameter)}
+    return {
+        name: value.asnumpy()
+        for name, value in ms.load_checkpoint(str(path)).items()
+        if isinstance(value, ms.Parameter)
+    }
 
 
 def contents(folder):
     """Every file below the folder, with what is in it and when it was written."""
-    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
-            for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_a_second_start_takes_the_compiled_graph_and_trains_equally(tmp_path):
@@ -151,18 +225,21 @@ def test_a_second_start_takes_the_compiled_graph_and_trains_equally(tmp_path):
     assert "taking the compiled graph from" in second.stdout
     assert "an earlier run has been here; kept as ckpt_0.1, loss_0.log.1\n" in second.stdout
     after = contents(folder)
-    assert {"ckpt_0.1/faster_rcnn-1_2.ckpt": before["ckpt_0/faster_rcnn-1_2.ckpt"],
-            "loss_0.log.1": before["loss_0.log"]}.items() <= after.items()
+    assert {
+        "ckpt_0.1/faster_rcnn-1_2.ckpt": before["ckpt_0/faster_rcnn-1_2.ckpt"],
+        "loss_0.log.1": before["loss_0.log"],
+    }.items() <= after.items()
     first_log, second_log = after["loss_0.log.1"][0], after["loss_0.log"][0]
-    first_weights, second_weights = (weights_of(folder / name / "faster_rcnn-1_2.ckpt")
-                                     for name in ("ckpt_0.1", "ckpt_0"))
+    first_weights, second_weights = (
+        weights_of(folder / name / "faster_rcnn-1_2.ckpt") for name in ("ckpt_0.1", "ckpt_0")
+    )
     assert first_log == second_log
     assert first_weights.keys() == second_weights.keys()
     for name, value in first_weights.items():
         np.testing.assert_array_equal(second_weights[name], value, err_msg=name)
     # The second step, as the first is not looked at.
     assert "profile of the steps 2 to 2 in profile/rank_0_" in second.stdout
-    table, = (folder / "profile").rglob("cpu_op_type_info_0.csv")
+    (table,) = (folder / "profile").rglob("cpu_op_type_info_0.csv")
     assert re.search(r"^Conv2D,\d+,", table.read_text(), re.MULTILINE)
 
 
@@ -180,6 +257,7 @@ def test_checkpoints_of_an_earlier_run_are_never_mixed_with_new_ones(tmp_path, o
     assert not (tmp_path / "graphs").exists()
     place, name = old.split("/")
     assert result.stdout.splitlines()[-1].startswith(
-        f"ERROR: an earlier run has left checkpoints where this one would write its own: {place} ({name}). ")
+        f"ERROR: an earlier run has left checkpoints where this one would write its own: {place} ({name}). "
+    )
     assert f"--keep_old_run=True, which keeps the earlier run as {place}.1 " in result.stdout
     assert "Traceback" not in result.stdout

@@ -1,11 +1,20 @@
 """Calls scripts as a user does, with a stub in the place of the programs they start."""
+
 import os
 import subprocess
 import sys
 
 # Variables that would change what the scripts do.
-VARIABLES = ("DEVICE_ID", "CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "NNODES", "NODE_RANK", "MASTER_ADDR",
-             "MASTER_PORT", "RUN_ROOT")
+VARIABLES = (
+    "DEVICE_ID",
+    "CUDA_VISIBLE_DEVICES",
+    "ASCEND_RT_VISIBLE_DEVICES",
+    "NNODES",
+    "NODE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "RUN_ROOT",
+)
 STUB = """#!/bin/bash
 # Stands for python, msrun or docker: writes down its arguments, some variables and its folder, and ends as it is told.
 # What the scripts themselves ask Python is answered by the real one.
@@ -37,13 +46,23 @@ class Caller:
             (folder / name).write_text("")
         kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         # An activated environment: the scripts take its python.
-        self.environment = kept | {"VIRTUAL_ENV": str(folder.parent), "RECORD": str(self.record),
-                                   "REAL_PYTHON": sys.executable,
-                                   "PATH": f"{programs}:{os.environ['PATH']}"}
+        self.environment = kept | {
+            "VIRTUAL_ENV": str(folder.parent),
+            "RECORD": str(self.record),
+            "REAL_PYTHON": sys.executable,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+        }
 
     def __call__(self, script, *arguments, **environment):
-        return subprocess.run(["bash", self.project / "scripts" / script, *arguments], cwd=self.folder, check=False,
-                              env=self.environment | environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            ["bash", self.project / "scripts" / script, *arguments],
+            cwd=self.folder,
+            check=False,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     def recorded(self):
         """Arguments of the program, and DEVICE_ID, CUDA_VISIBLE_DEVICES and folder that it saw."""

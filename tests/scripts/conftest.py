@@ -1,4 +1,5 @@
 """A copy of the project that scripts may write into."""
+
 import re
 
 import pytest

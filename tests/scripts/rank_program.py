@@ -1,4 +1,5 @@
 """train.py, and then the parameters that it ended with, in parameters.npz: also of ranks that write no checkpoint."""
+
 import sys
 
 import numpy as np

@@ -1,4 +1,5 @@
 """The functions that the scripts share, run by bash in folders with blanks in their names."""
+
 import os
 import subprocess
 
@@ -9,8 +10,13 @@ from tests.helpers import REPO_ROOT
 
 def bash(command, *arguments, **environment):
     """Run a command after sourcing common.sh; arguments are $1, $2, ..."""
-    return subprocess.run(["bash", "-c", f"source {REPO_ROOT}/scripts/common.sh; {command}", "test", *arguments],
-                          env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["bash", "-c", f"source {REPO_ROOT}/scripts/common.sh; {command}", "test", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -69,15 +75,18 @@ def test_errors_end_a_script_with_one_message():
 
 
 def test_quick_start_takes_no_arguments():
-    result = subprocess.run(["bash", REPO_ROOT / "scripts/quick_start.sh", "--fast"], capture_output=True, text=True,
-                            check=False)
+    result = subprocess.run(
+        ["bash", REPO_ROOT / "scripts/quick_start.sh", "--fast"], capture_output=True, text=True, check=False
+    )
     assert (result.returncode, result.stdout, result.stderr) == (2, "", "Usage: quick_start.sh\n")
 
 
 def test_usage_is_the_head_of_the_script(tmp_path):
     script = tmp_path / "my script.sh"
-    script.write_text(f"#!/bin/bash\n# Usage: my script.sh A B\n#        [C]\n# What it does.\n"
-                      f"source '{REPO_ROOT}/scripts/common.sh'\nusage\n")
+    script.write_text(
+        f"#!/bin/bash\n# Usage: my script.sh A B\n#        [C]\n# What it does.\n"
+        f"source '{REPO_ROOT}/scripts/common.sh'\nusage\n"
+    )
     result = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", "Usage: my script.sh A B\n       [C]\n")
 
@@ -91,8 +100,16 @@ def test_paths_come_back_absolute(tmp_path, name):
     assert result.stdout.splitlines() == [f"{tmp_path}/{name}", f"{tmp_path}/{name}/{name}"], result.stderr
 
 
-@pytest.mark.parametrize("function, path", [("require_file", "none"), ("require_file", "."), ("require_dir", "none"),
-                                            ("require_dir", "file"), ("require_file", "")])
+@pytest.mark.parametrize(
+    "function, path",
+    [
+        ("require_file", "none"),
+        ("require_file", "."),
+        ("require_dir", "none"),
+        ("require_dir", "file"),
+        ("require_file", ""),
+    ],
+)
 def test_a_missing_path_ends_the_script_with_its_name(tmp_path, function, path):
     (tmp_path / "file").touch()
     result = bash(f'cd "$1"; found=$({function} MODEL "$2"); echo not reached', str(tmp_path), path)

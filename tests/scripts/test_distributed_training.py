@@ -1,4 +1,5 @@
 """Training with two processes on this machine, through the launcher, on real pictures."""
+
 import json
 import os
 import re
@@ -18,10 +19,21 @@ CLASSES = "--coco_classes=['background','RBC','WBC','Platelets']"
 SIZES = ["--img_width=128", "--img_height=128"]
 # Nothing is left to chance and every picture weighs the same: all anchors and all rows of the box head are samples,
 # each is positive or negative, and batch norms take no statistics of the batch.
-NO_CHANCE = ["--pos_iou_thr=0.5", "--neg_iou_thr=0.5", "--num_expected_pos=1000", "--num_expected_neg=5000",
-             "--pos_iou_thr_stage2=0.5", "--neg_iou_thr_stage2=0.5", "--num_expected_pos_stage2=18",
-             "--num_expected_neg_stage2=18", "--num_expected_total_stage2=18", "--roi_sample_num=36",
-             "--rpn_proposal_max_num=16", "--num_bboxes_stage2=16", "--rpn_proposal_nms_post=16"]
+NO_CHANCE = [
+    "--pos_iou_thr=0.5",
+    "--neg_iou_thr=0.5",
+    "--num_expected_pos=1000",
+    "--num_expected_neg=5000",
+    "--pos_iou_thr_stage2=0.5",
+    "--neg_iou_thr_stage2=0.5",
+    "--num_expected_pos_stage2=18",
+    "--num_expected_neg_stage2=18",
+    "--num_expected_total_stage2=18",
+    "--roi_sample_num=36",
+    "--rpn_proposal_max_num=16",
+    "--num_bboxes_stage2=16",
+    "--rpn_proposal_nms_post=16",
+]
 # From the first step on a rate that moves the parameters.
 RATE = ["--base_lr=0.004", "--warmup_step=0"]
 # A program of the project, as one process or as two.
@@ -55,6 +67,7 @@ def start(tmp_path):
     from src.convert_checkpoint import write_checkpoint
     from src.FasterRcnn import build_detector
     from src.model_utils.config import load_config
+
     ms.set_seed(2)
     network = build_detector(load_config(["--device_target=CPU", CLASSES, *SIZES]))
     parameters = network.parameters_dict()
@@ -63,21 +76,37 @@ def start(tmp_path):
 
 
 def run(project, script, *arguments, **environment):
-    return subprocess.run(["bash", "-c", script, project, *arguments], check=False, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(REPO_ROOT)} | environment, timeout=400)
+    return subprocess.run(
+        ["bash", "-c", script, project, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPO_ROOT)} | environment,
+        timeout=400,
+    )
 
 
 def test_two_processes_are_one_with_twice_the_batch(project, cells, start):
     """Five steps: both ranks end with the same parameters, and with those of one process that saw both pictures."""
     path, before = start
-    flags = ["tests/scripts/rank_program.py", "--device_target=CPU", CLASSES, *SIZES, *NO_CHANCE, *RATE,
-             f"--coco_root={cells}", f"--pre_trained={path}", "--epoch_size=1"]
+    flags = [
+        "tests/scripts/rank_program.py",
+        "--device_target=CPU",
+        CLASSES,
+        *SIZES,
+        *NO_CHANCE,
+        *RATE,
+        f"--coco_root={cells}",
+        f"--pre_trained={path}",
+        "--epoch_size=1",
+    ]
     alone = run(project, ALONE, *flags, "--batch_size=2")
     assert alone.returncode == 0, alone.stdout + alone.stderr
     together = run(project, TOGETHER, *flags, "--batch_size=1", "--run_distribute=True")
     assert together.returncode == 0, together.stdout + together.stderr
-    single, first, second = (dict(np.load(project / folder / "parameters.npz"))
-                             for folder in ("train", "train_parallel0", "train_parallel1"))
+    single, first, second = (
+        dict(np.load(project / folder / "parameters.npz")) for folder in ("train", "train_parallel0", "train_parallel1")
+    )
     assert set(single) == set(first) == set(second) == set(before)
     moved = max(np.abs(single[name] - before[name]).max() for name in before)
     assert moved > 5e-4
@@ -90,12 +119,14 @@ def test_two_processes_are_one_with_twice_the_batch(project, cells, start):
     assert losses[0] != losses[1]
     # Rank 0 alone writes checkpoints.
     assert [str(found.relative_to(project)) for found in project.glob("train_parallel*/ckpt*/*")] == [
-        "train_parallel0/ckpt_0/faster_rcnn-1_5.ckpt"]
+        "train_parallel0/ckpt_0/faster_rcnn-1_5.ckpt"
+    ]
     rule = "learning rate 0.0005 = base_lr 0.004 x 2 devices x batch 1 / 16"
     assert rule in (project / "train_parallel1" / "train.log").read_text()
 
 
 # ---- ends
+
 
 @pytest.fixture
 def running(project, cells, request):
@@ -103,10 +134,25 @@ def running(project, cells, request):
 
     The third step of a rank comes after its line of the second, so those who look for that line need not wait.
     """
-    arguments = ["2", "", "resnet_v1.5_50", cells, CLASSES, *SIZES, "--batch_size=1", "--frozen_stages=-1",
-                 "--norm_eval=False", "--epoch_size=100", *getattr(request, "param", [])]
-    launcher = subprocess.Popen(["bash", project / "scripts" / "run_distribute_train_cpu.sh", *arguments], text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    arguments = [
+        "2",
+        "",
+        "resnet_v1.5_50",
+        cells,
+        CLASSES,
+        *SIZES,
+        "--batch_size=1",
+        "--frozen_stages=-1",
+        "--norm_eval=False",
+        "--epoch_size=100",
+        *getattr(request, "param", []),
+    ]
+    launcher = subprocess.Popen(
+        ["bash", project / "scripts" / "run_distribute_train_cpu.sh", *arguments],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     logs = [project / f"train_parallel{rank}" / f"loss_{rank}.log" for rank in range(2)]
     deadline = time.monotonic() + 300
     while not all(log.is_file() and "step: 3," in log.read_text() for log in logs):
@@ -131,12 +177,15 @@ def processes_of(project, rank=None):
             found[int(folder.name)] = (command[1], variables)
     if rank is None:
         return list(found)
-    return [pid for pid, (program, variables) in found.items()
-            if program == f"{project}/train.py" and f"RANK_ID={rank}" in variables and "MS_ROLE=MS_WORKER" in variables]
+    return [
+        pid
+        for pid, (program, variables) in found.items()
+        if program == f"{project}/train.py" and f"RANK_ID={rank}" in variables and "MS_ROLE=MS_WORKER" in variables
+    ]
 
 
 def test_killed_rank_ends_the_others(running, project):
-    killed, = processes_of(project, rank=1)
+    (killed,) = processes_of(project, rank=1)
     os.kill(killed, signal.SIGKILL)
     output, errors = running.communicate(timeout=60)
     assert running.returncode == 1
@@ -144,8 +193,9 @@ def test_killed_rank_ends_the_others(running, project):
     # The screen has shown rank 0; then comes the log of the rank that failed first.
     assert re.search(r"epoch 1/100 step 2/5: total_loss", output)
     assert f"the end of {project}/train_parallel1/train.log:\n" in errors
-    assert errors.endswith("ERROR: rank 1 was killed by signal 9, and the others were ended; the end of its log stands "
-                           "above\n")
+    assert errors.endswith(
+        "ERROR: rank 1 was killed by signal 9, and the others were ended; the end of its log stands above\n"
+    )
     assert "Traceback" not in errors
 
 
@@ -170,20 +220,46 @@ def test_detached_run_is_stopped_by_its_number(running, project):
 
 # ---- several hosts
 
+
 @pytest.fixture
 def hosts():
     """Two network namespaces with a cable between them: 10.9.0.1 and 10.9.0.2."""
     names = [f"frcnn{os.getpid()}{side}" for side in "ab"]
-    made = [subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
-            for name in names] if shutil.which("ip") else [False]
+    made = (
+        [
+            subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
+            for name in names
+        ]
+        if shutil.which("ip")
+        else [False]
+    )
     try:
         if not all(made):
             pytest.skip("network namespaces cannot be made here: they need root and the package iproute2")
-        subprocess.run(["ip", "link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable",
-                        "netns", names[1]], check=True)
+        subprocess.run(
+            [
+                "ip",
+                "link",
+                "add",
+                "cable",
+                "netns",
+                names[0],
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "cable",
+                "netns",
+                names[1],
+            ],
+            check=True,
+        )
         for number, name in enumerate(names, start=1):
-            for command in (["addr", "add", f"10.9.0.{number}/24", "dev", "cable"], ["link", "set", "cable", "up"],
-                            ["link", "set", "lo", "up"]):
+            for command in (
+                ["addr", "add", f"10.9.0.{number}/24", "dev", "cable"],
+                ["link", "set", "cable", "up"],
+                ["link", "set", "lo", "up"],
+            ):
                 subprocess.run(["ip", "-n", name, *command], check=True)
         yield names
     finally:
@@ -194,12 +270,28 @@ def hosts():
 def test_two_hosts(project, cells, hosts):
     """The launcher is called on each, with the variables of a cluster; together they take half of the pictures each."""
     variables = {"NNODES": "2", "MASTER_ADDR": "10.9.0.1", "MASTER_PORT": "8200"}
-    arguments = ["1", "", "resnet_v1.5_50", cells, CLASSES, *SIZES, "--batch_size=1", "--frozen_stages=-1",
-                 "--norm_eval=False", "--epoch_size=1"]
-    launchers = [subprocess.Popen(
-        ["ip", "netns", "exec", host, "bash", project / "scripts" / "run_distribute_train_cpu.sh", *arguments],
-        env=os.environ | variables | {"NODE_RANK": str(number)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True) for number, host in enumerate(hosts)]
+    arguments = [
+        "1",
+        "",
+        "resnet_v1.5_50",
+        cells,
+        CLASSES,
+        *SIZES,
+        "--batch_size=1",
+        "--frozen_stages=-1",
+        "--norm_eval=False",
+        "--epoch_size=1",
+    ]
+    launchers = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", host, "bash", project / "scripts" / "run_distribute_train_cpu.sh", *arguments],
+            env=os.environ | variables | {"NODE_RANK": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number, host in enumerate(hosts)
+    ]
     outputs = [launcher.communicate(timeout=300)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
     assert "x 2 devices x batch 1 / 16" in outputs[1]

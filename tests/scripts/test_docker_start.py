@@ -1,4 +1,5 @@
 """docker_start.sh against a stub of docker that records what it is called with, and what the Dockerfile copies."""
+
 import os
 import stat
 import subprocess
@@ -19,10 +20,19 @@ def user(caller):
 
 def options_of(user, *more):
     home = user.folder
-    return ["run", "--rm", "--interactive", "--ipc=host", f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp",
-            f"--env=RUN_ROOT={home}/my models", f"--volume={home}/my coco:{home}/my coco",
-            f"--volume={home}/my models:{home}/my models",
-            f"--workdir={home}/my models", *more]
+    return [
+        "run",
+        "--rm",
+        "--interactive",
+        "--ipc=host",
+        f"--user={os.getuid()}:{os.getgid()}",
+        "--env=HOME=/tmp",
+        f"--env=RUN_ROOT={home}/my models",
+        f"--volume={home}/my coco:{home}/my coco",
+        f"--volume={home}/my models:{home}/my models",
+        f"--workdir={home}/my models",
+        *more,
+    ]
 
 
 def test_processor_and_a_shell(user):
@@ -45,10 +55,18 @@ def test_ascend_devices(user):
     group = (machine / "davinci0").stat().st_gid
     driver = "/usr/local/Ascend/driver"
     assert user.recorded()[0] == [
-        *options_of(user, *(f"--device={machine}/{name}" for name in ("davinci0", "davinci1", "davinci_manager",
-                                                                      "devmm_svm", "hisi_hdc")),
-                    f"--group-add={group}", f"--volume={driver}:{driver}:ro",
-                    "--volume=/usr/local/bin/npu-smi:/usr/local/bin/npu-smi:ro"), "image"]
+        *options_of(
+            user,
+            *(
+                f"--device={machine}/{name}"
+                for name in ("davinci0", "davinci1", "davinci_manager", "devmm_svm", "hisi_hdc")
+            ),
+            f"--group-add={group}",
+            f"--volume={driver}:{driver}:ro",
+            "--volume=/usr/local/bin/npu-smi:/usr/local/bin/npu-smi:ro",
+        ),
+        "image",
+    ]
 
 
 def test_gpus(user):
@@ -61,12 +79,16 @@ def test_exit_code_of_the_container(user):
     assert user("docker_start.sh", "image", "my coco", "my models", STUB_EXIT="7").returncode == 7
 
 
-@pytest.mark.parametrize("arguments, code, message", [
-    (["image", "my coco"], 2, "Usage: docker_start.sh IMAGE DATA_DIR MODEL_DIR"),
-    (["", "my coco", "my models"], 1, "ERROR: IMAGE: '' is not the name"),
-    (["--privileged", "my coco", "my models"], 1, "ERROR: IMAGE: '--privileged' is not the name"),
-    (["image", "none", "my models"], 1, "ERROR: DATA_DIR: 'none' is not a folder"),
-    (["image", "my coco", "val.json"], 1, "ERROR: MODEL_DIR: 'val.json' is not a folder")])
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["image", "my coco"], 2, "Usage: docker_start.sh IMAGE DATA_DIR MODEL_DIR"),
+        (["", "my coco", "my models"], 1, "ERROR: IMAGE: '' is not the name"),
+        (["--privileged", "my coco", "my models"], 1, "ERROR: IMAGE: '--privileged' is not the name"),
+        (["image", "none", "my models"], 1, "ERROR: DATA_DIR: 'none' is not a folder"),
+        (["image", "my coco", "val.json"], 1, "ERROR: MODEL_DIR: 'val.json' is not a folder"),
+    ],
+)
 def test_wrong_use(user, arguments, code, message):
     result = user("docker_start.sh", *arguments)
     assert result.returncode == code

@@ -1,4 +1,5 @@
 """The script that installs what the C++ program is built with, as far as that goes without installing."""
+
 import os
 import shutil
 import subprocess
@@ -12,8 +13,13 @@ SCRIPT = REPO_ROOT / "scripts/install_cpp_tools.sh"
 
 
 def install(*arguments, path=None):
-    return subprocess.run(["/bin/bash", SCRIPT, *arguments], capture_output=True, text=True, check=False,
-                          env={**os.environ, "PATH": path or os.environ["PATH"]})
+    return subprocess.run(
+        ["/bin/bash", SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": path or os.environ["PATH"]},
+    )
 
 
 def test_takes_no_arguments():

@@ -1,4 +1,5 @@
 """scripts/run_eval_onnx.sh, run for real on a few pictures and the smallest detector."""
+
 import dataclasses
 import json
 import os
@@ -15,8 +16,9 @@ from tests.helpers import REPO_ROOT
 from tests.unit.picture_sets import config_for, make_coco
 
 SCRIPT = REPO_ROOT / "scripts" / "run_eval_onnx.sh"
-USAGE = ("Usage: run_eval_onnx.sh ANNO_PATH ONNX_MODEL BACKBONE COCO_ROOT [MINDRECORD_DIR] [--detach] "
-         "[--key=value ...]\n")
+USAGE = (
+    "Usage: run_eval_onnx.sh ANNO_PATH ONNX_MODEL BACKBONE COCO_ROOT [MINDRECORD_DIR] [--detach] [--key=value ...]\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +39,9 @@ def data(tmp_path_factory):
 def run(script, *arguments, cwd):
     """Run a script as a user does."""
     environment = {**os.environ, "PATH": f"{REPO_ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"}
-    return subprocess.run(["bash", script, *arguments], cwd=cwd, env=environment, capture_output=True, text=True,
-                          check=False, timeout=300)
+    return subprocess.run(
+        ["bash", script, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
 
 
 def test_scores_every_picture_in_its_own_folder(project, data):
@@ -47,7 +50,7 @@ def test_scores_every_picture_in_its_own_folder(project, data):
         result = run(project / "scripts" / SCRIPT.name, *arguments, "--test_batch_size=2", cwd=data)
         assert result.returncode == 0, result.stdout + result.stderr
         assert "Result on" in result.stdout and "test_batch_size" in result.stdout
-        assert "the model runs on CPU" in result.stdout     # the one device of the ONNX Runtime in requirements.txt
+        assert "the model runs on CPU" in result.stdout  # the one device of the ONNX Runtime in requirements.txt
         assert ("kept the last run" in result.stdout) == expected_kept
     assert json.loads((project / "eval" / "metrics.json").read_text())["num_images"] == 3
     assert (project / "eval" / "log").read_text() == (project / "eval" / "eval_onnx.log").read_text()
@@ -57,8 +60,14 @@ def test_scores_every_picture_in_its_own_folder(project, data):
 
 def test_the_programs_failure_is_the_scripts(project, data):
     (data / "broken.onnx").write_bytes(b"no model")
-    result = run(project / "scripts" / SCRIPT.name, "coco/annotations/instances_val2017.json", "broken.onnx",
-                 "resnet_v1.5_50", "coco", cwd=data)
+    result = run(
+        project / "scripts" / SCRIPT.name,
+        "coco/annotations/instances_val2017.json",
+        "broken.onnx",
+        "resnet_v1.5_50",
+        "coco",
+        cwd=data,
+    )
     assert result.returncode == 1
     assert "broken.onnx" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
@@ -77,11 +86,14 @@ def test_too_few_arguments_show_the_usage(tmp_path):
     assert (result.returncode, result.stdout, result.stderr) == (2, "", USAGE)
 
 
-@pytest.mark.parametrize(("arguments", "name"), [
-    (["missing.json", "model.onnx", "resnet_v1.5_50", "coco"], "ANNO_PATH"),
-    (["coco/annotations/instances_val2017.json", "missing.onnx", "resnet_v1.5_50", "coco"], "ONNX_MODEL"),
-    (["coco/annotations/instances_val2017.json", "model.onnx", "resnet_v1.5_50", "missing"], "COCO_ROOT"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["missing.json", "model.onnx", "resnet_v1.5_50", "coco"], "ANNO_PATH"),
+        (["coco/annotations/instances_val2017.json", "missing.onnx", "resnet_v1.5_50", "coco"], "ONNX_MODEL"),
+        (["coco/annotations/instances_val2017.json", "model.onnx", "resnet_v1.5_50", "missing"], "COCO_ROOT"),
+    ],
+)
 def test_a_missing_argument_is_named_before_anything_is_made(project, data, arguments, name):
     result = run(project / "scripts" / SCRIPT.name, *arguments, cwd=data)
     assert result.returncode == 1

@@ -1,4 +1,5 @@
 """The launchers of the C++ program: arguments, messages and a whole run on CPU with a small model."""
+
 import json
 import os
 import subprocess
@@ -11,12 +12,18 @@ import pytest
 from tests.cpp.builds import missing_for_program, reason
 from tests.helpers import REPO_ROOT
 
-LAUNCHERS = {"run_infer_310.sh": [], "run_infer_cpp.sh": ["CPU"]}     # and what follows the three paths
+LAUNCHERS = {"run_infer_310.sh": [], "run_infer_cpp.sh": ["CPU"]}  # and what follows the three paths
 
 
 def launch(script, folder, *arguments, **environment):
-    return subprocess.run(["bash", REPO_ROOT / "scripts" / script, *map(str, arguments)], cwd=folder,
-                          env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["bash", REPO_ROOT / "scripts" / script, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -31,6 +38,7 @@ def run_folder(tmp_path):
 
 # ---- arguments -------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("script", LAUNCHERS)
 def test_too_few_arguments_show_the_usage(tmp_path, script):
     result = launch(script, tmp_path, "model", "pictures")
@@ -40,31 +48,43 @@ def test_too_few_arguments_show_the_usage(tmp_path, script):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [["1280", "768", "0", "1"], ["0", "rubbish"], ["1280x768"], ["-1"],
-                                     ["--coco_classes"]])
+@pytest.mark.parametrize(
+    "options", [["1280", "768", "0", "1"], ["0", "rubbish"], ["1280x768"], ["-1"], ["--coco_classes"]]
+)
 @pytest.mark.parametrize("script", LAUNCHERS)
 def test_other_optional_arguments_show_the_usage(run_folder, script, options):
     result = launch(script, run_folder, "model", "pictures", "boxes.json", *LAUNCHERS[script], *options)
     assert (result.returncode, result.stderr.split()[:2]) == (2, ["Usage:", script])
 
 
-@pytest.mark.parametrize("given, infer_flags, score_flags", [
-    ([], [], []),
-    (["3"], ["--device_id=3"], []),
-    (["1280", "768"], ["--image_width=1280", "--image_height=768"], []),
-    (["1280", "768", "3"], ["--image_width=1280", "--image_height=768", "--device_id=3"], []),
-    (["false"], ["--keep_ratio=false"], []),
-    (["False", "2"], ["--keep_ratio=False", "--device_id=2"], []),
-    (["1280", "768", "true"], ["--image_width=1280", "--image_height=768", "--keep_ratio=true"], []),
-    # all that the published scripts take, run_infer_310.sh in its form of July to November 2022
-    (["1280", "768", "true", "0"],
-     ["--image_width=1280", "--image_height=768", "--keep_ratio=true", "--device_id=0"], []),
-    (["2", "--coco_classes=['background', 'it''s $(date)']"],
-     ["--device_id=2"], ["--coco_classes=['background', 'it''s $(date)']"]),
-])
+@pytest.mark.parametrize(
+    "given, infer_flags, score_flags",
+    [
+        ([], [], []),
+        (["3"], ["--device_id=3"], []),
+        (["1280", "768"], ["--image_width=1280", "--image_height=768"], []),
+        (["1280", "768", "3"], ["--image_width=1280", "--image_height=768", "--device_id=3"], []),
+        (["false"], ["--keep_ratio=false"], []),
+        (["False", "2"], ["--keep_ratio=False", "--device_id=2"], []),
+        (["1280", "768", "true"], ["--image_width=1280", "--image_height=768", "--keep_ratio=true"], []),
+        # all that the published scripts take, run_infer_310.sh in its form of July to November 2022
+        (
+            ["1280", "768", "true", "0"],
+            ["--image_width=1280", "--image_height=768", "--keep_ratio=true", "--device_id=0"],
+            [],
+        ),
+        (
+            ["2", "--coco_classes=['background', 'it''s $(date)']"],
+            ["--device_id=2"],
+            ["--coco_classes=['background', 'it''s $(date)']"],
+        ),
+    ],
+)
 def test_optional_arguments_are_told_apart(given, infer_flags, score_flags):
-    program = (f'source "{REPO_ROOT}/scripts/infer_common.sh"; read_infer_options "$@"; '
-               'printf "%s\\n" "${infer_flags[@]}" -- "${score_flags[@]}"')
+    program = (
+        f'source "{REPO_ROOT}/scripts/infer_common.sh"; read_infer_options "$@"; '
+        'printf "%s\\n" "${infer_flags[@]}" -- "${score_flags[@]}"'
+    )
     result = subprocess.run(["bash", "-c", program, "test", *given], capture_output=True, text=True, check=True)
     assert [line for line in result.stdout.splitlines() if line] == [*infer_flags, "--", *score_flags]
 
@@ -72,8 +92,19 @@ def test_optional_arguments_are_told_apart(given, infer_flags, score_flags):
 @pytest.mark.parametrize("script", LAUNCHERS)
 def test_all_published_arguments_are_taken(run_folder, script):
     """They end where the build does, for want of MindSpore Lite, and not with the usage."""
-    result = launch(script, run_folder, "model", "pictures", "boxes.json", *LAUNCHERS[script], "1280", "768", "true",
-                    "0", MS_LITE_HOME=str(run_folder / "no lite"))
+    result = launch(
+        script,
+        run_folder,
+        "model",
+        "pictures",
+        "boxes.json",
+        *LAUNCHERS[script],
+        "1280",
+        "768",
+        "true",
+        "0",
+        MS_LITE_HOME=str(run_folder / "no lite"),
+    )
     assert result.returncode == 1
     assert "all of its output is in build.log" in result.stderr
 
@@ -97,24 +128,44 @@ def test_an_unknown_device_is_refused(run_folder):
 
 # ---- building, running, scoring --------------------------------------------------------------------------
 
+
 def test_a_failing_build_shows_the_end_of_its_log(run_folder):
-    result = launch("run_infer_cpp.sh", run_folder, "model", "pictures", "boxes.json", "CPU",
-                    MS_LITE_HOME=str(run_folder / "no lite"))
+    result = launch(
+        "run_infer_cpp.sh",
+        run_folder,
+        "model",
+        "pictures",
+        "boxes.json",
+        "CPU",
+        MS_LITE_HOME=str(run_folder / "no lite"),
+    )
     assert result.returncode == 1
     assert "all of its output is in build.log" in result.stderr
     assert "install_cpp_tools.sh" in result.stderr
     assert not (run_folder / "result_Files").exists()
 
 
-BOXES = ((10.0, 5.0, 60.0, 45.0), (20.0, 20.0, 90.0, 40.0))           # of the two cats, x1 y1 x2 y2
+BOXES = ((10.0, 5.0, 60.0, 45.0), (20.0, 20.0, 90.0, 40.0))  # of the two cats, x1 y1 x2 y2
 
 
 def coco_annotations():
     """One picture with two cats at `BOXES`."""
-    annotations = [{"id": number, "image_id": 7, "category_id": 3, "iscrowd": 0, "area": (x2 - x1) * (y2 - y1),
-                    "bbox": [x1, y1, x2 - x1, y2 - y1]} for number, (x1, y1, x2, y2) in enumerate(BOXES, start=1)]
-    return {"images": [{"id": 7, "file_name": "a cat's.png", "width": 100, "height": 50}],
-            "annotations": annotations, "categories": [{"id": 3, "name": "cat"}]}
+    annotations = [
+        {
+            "id": number,
+            "image_id": 7,
+            "category_id": 3,
+            "iscrowd": 0,
+            "area": (x2 - x1) * (y2 - y1),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+        }
+        for number, (x1, y1, x2, y2) in enumerate(BOXES, start=1)
+    ]
+    return {
+        "images": [{"id": 7, "file_name": "a cat's.png", "width": 100, "height": 50}],
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "cat"}],
+    }
 
 
 @pytest.fixture
@@ -127,7 +178,7 @@ def ready_folder(run_folder):
     assert cv2.imwrite(str(run_folder / "pictures/a cat's.png"), np.full((50, 100, 3), 90, np.uint8))
     (run_folder / "boxes.json").write_text(json.dumps(coco_annotations()))
     rows = np.zeros((1, 4, 5), np.float32)
-    rows[0, :2] = [(*box, 0.9) for box in BOXES]       # the mask is true on the first two rows
+    rows[0, :2] = [(*box, 0.9) for box in BOXES]  # the mask is true on the first two rows
     export(run_folder / "my model.mindir", SmallDetector(rows, label_weight=0.0))
     return run_folder
 
@@ -146,7 +197,7 @@ def test_a_whole_run(ready_folder):
         for line in figures:
             assert line in (ready_folder / "acc.log").read_text()
         assert len(list((ready_folder / "result_Files").iterdir())) == 3
-        assert (ready_folder / "result_Files.1").exists() == (run == 1)      # the first run's files are kept
+        assert (ready_folder / "result_Files.1").exists() == (run == 1)  # the first run's files are kept
     assert (ready_folder / "build.log").stat().st_size > 0
     assert "1 pictures, input 128 x 64, CPU 0" in (ready_folder / "infer.log").read_text()
     assert (ready_folder / "time_Result/test_perform_static.txt").read_text().endswith("of infer_count 1\n")

@@ -1,4 +1,5 @@
 """Small data sets in COCO layout for the tests of record files and pipelines."""
+
 import json
 from pathlib import Path
 
@@ -16,8 +17,15 @@ def make_picture(number: int, width: int = 40, height: int = 30) -> np.ndarray:
     return cv2.GaussianBlur(noise, (0, 0), 2)
 
 
-def make_coco(root: Path, subset: str, num_images: int, *, boxes_of=lambda index: index % 3, first_id: int = 100,
-              crowd=lambda index: False) -> dict:
+def make_coco(
+    root: Path,
+    subset: str,
+    num_images: int,
+    *,
+    boxes_of=lambda index: index % 3,
+    first_id: int = 100,
+    crowd=lambda index: False,
+) -> dict:
     """Write pictures and annotations of one subset; picture i has the id first_id - i and boxes_of(i) boxes."""
     (root / subset).mkdir(parents=True, exist_ok=True)
     (root / "annotations").mkdir(exist_ok=True)
@@ -27,10 +35,21 @@ def make_coco(root: Path, subset: str, num_images: int, *, boxes_of=lambda index
         cv2.imwrite(str(root / subset / name), make_picture(index))
         images.append({"id": first_id - index, "file_name": name, "width": 40, "height": 30})
         for number in range(boxes_of(index)):
-            rows.append({"id": len(rows) + 1, "image_id": first_id - index, "category_id": 10 + number % 2,
-                         "bbox": [1 + number % 20, 2.5, 8, 9], "area": 72, "iscrowd": int(crowd(number))})
-    content = {"images": images, "annotations": rows,
-               "categories": [{"id": 10, "name": "cat"}, {"id": 11, "name": "dog"}]}
+            rows.append(
+                {
+                    "id": len(rows) + 1,
+                    "image_id": first_id - index,
+                    "category_id": 10 + number % 2,
+                    "bbox": [1 + number % 20, 2.5, 8, 9],
+                    "area": 72,
+                    "iscrowd": int(crowd(number)),
+                }
+            )
+    content = {
+        "images": images,
+        "annotations": rows,
+        "categories": [{"id": 10, "name": "cat"}, {"id": 11, "name": "dog"}],
+    }
     write_annotations(root, subset, content)
     return content
 
@@ -42,7 +61,14 @@ def write_annotations(root: Path, subset: str, content: dict) -> None:
 
 def config_for(root: Path, *flags: str, mindrecord_dir: Path | None = None, classes=CLASSES) -> Config:
     """The configuration of such a set: a canvas of 128 x 64, batches of 2, one worker; flags come last."""
-    values = {"coco_root": root, "mindrecord_dir": mindrecord_dir or root / "records", "device_target": "CPU",
-              "coco_classes": ["background", *classes], "img_width": 128, "img_height": 64, "num_parallel_workers": 1}
+    values = {
+        "coco_root": root,
+        "mindrecord_dir": mindrecord_dir or root / "records",
+        "device_target": "CPU",
+        "coco_classes": ["background", *classes],
+        "img_width": 128,
+        "img_height": 64,
+        "num_parallel_workers": 1,
+    }
     values |= dict(flag.removeprefix("--").split("=", 1) for flag in flags)
     return load_config([f"--{key}={value}" for key, value in values.items()])

@@ -1,4 +1,5 @@
 """The check of the machine: each finding from made-up machines, and the whole on this one."""
+
 import importlib.metadata
 import os
 import subprocess
@@ -11,21 +12,23 @@ from src import check_env
 from src.check_env import FAILURE, OK, WARNING
 from tests.helpers import REPO_ROOT
 
-GIB = 2 ** 30
+GIB = 2**30
 
 
 def versions(**known):
     """Looks packages up as importlib.metadata.version does."""
+
     def version_of(name):
         if name.replace("-", "_") not in known:
             raise importlib.metadata.PackageNotFoundError(name)
         return known[name.replace("-", "_")]
+
     return version_of
 
 
 @pytest.mark.parametrize("version, state", [("1.26.4", OK), ("2.0.0", FAILURE), ("10.1", FAILURE), (None, FAILURE)])
 def test_numpy(version, state):
-    finding, = check_env.check_numpy(versions(**({"numpy": version} if version else {})))
+    (finding,) = check_env.check_numpy(versions(**({"numpy": version} if version else {})))
     assert finding.state == state
     if state == FAILURE:
         assert "pip install 'numpy>=1.26,<2'" in str(finding)
@@ -49,7 +52,7 @@ def test_packages_are_those_of_the_requirements():
 @pytest.mark.parametrize("gib, state", [(2.9, FAILURE), (3.1, WARNING), (11.9, WARNING), (12.1, OK)])
 def test_memory(tmp_path, gib, state):
     info = tmp_path / "meminfo"
-    info.write_text(f"MemTotal: 99999999 kB\nMemFree: 1 kB\nMemAvailable: {int(gib * 2 ** 20)} kB\n")
+    info.write_text(f"MemTotal: 99999999 kB\nMemFree: 1 kB\nMemAvailable: {int(gib * 2**20)} kB\n")
     _, memory, _ = check_env.check_resources(tmp_path, info, tmp_path / "none")
     assert memory.state == state
     assert f"{gib:.1f} GiB" in memory.text
@@ -57,7 +60,7 @@ def test_memory(tmp_path, gib, state):
 
 @pytest.mark.parametrize("limit, gib", [("max", 60), (str(5 * GIB), 4), (str(200 * GIB), 60)])
 def test_memory_of_a_container(tmp_path, limit, gib):
-    (tmp_path / "meminfo").write_text(f"MemAvailable: {60 * 2 ** 20} kB\n")
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {60 * 2**20} kB\n")
     (tmp_path / "memory.max").write_text(limit + "\n")
     (tmp_path / "memory.current").write_text(f"{GIB}\n")
     _, memory, _ = check_env.check_resources(tmp_path, tmp_path / "meminfo", tmp_path)
@@ -97,15 +100,28 @@ def test_kernel(seconds, state, monkeypatch):
 
 
 def check(*arguments, **environment):
-    return subprocess.run([sys.executable, "-m", "src.check_env", *arguments], cwd=REPO_ROOT, check=False, timeout=100,
-                          env=os.environ | environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "src.check_env", *arguments],
+        cwd=REPO_ROOT,
+        check=False,
+        timeout=100,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_this_machine():
     done = check()
     assert done.returncode == 0, done.stdout + done.stderr
-    for text in ("ok       Python 3.11.", "mindspore 2.", "numpy 1.", "processor cores", "MindSpore finds: 1 CPU",
-                 "a 3x3 convolution takes"):
+    for text in (
+        "ok       Python 3.11.",
+        "mindspore 2.",
+        "numpy 1.",
+        "processor cores",
+        "MindSpore finds: 1 CPU",
+        "a 3x3 convolution takes",
+    ):
         assert text in done.stdout
     assert done.stdout.endswith("fit for a run\n")
     assert FAILURE not in done.stdout
@@ -140,9 +156,13 @@ def test_numpy_2_is_found_before_mindspore_dies_of_it(tmp_path):
     assert "imported" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("message, advice", [
-    ("libgomp.so.1: cannot open shared object file: No such file", "libgomp.so.1 is in Debian's libgomp1"),
-    ("cannot import name c_expression", "pip install --force-reinstall")])
+@pytest.mark.parametrize(
+    "message, advice",
+    [
+        ("libgomp.so.1: cannot open shared object file: No such file", "libgomp.so.1 is in Debian's libgomp1"),
+        ("cannot import name c_expression", "pip install --force-reinstall"),
+    ],
+)
 def test_broken_mindspore_is_one_line(tmp_path, message, advice):
     (tmp_path / "mindspore").mkdir()
     (tmp_path / "mindspore" / "__init__.py").write_text(f"raise ImportError({message!r})")

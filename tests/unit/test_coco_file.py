@@ -1,4 +1,5 @@
 """Annotation files mean what they say: each field is read in one sense or refused where the file is read."""
+
 import logging
 import unicodedata
 
@@ -33,6 +34,7 @@ def refuse(tmp_path, content, message, **options):
 
 # ---- fields of an annotation
 
+
 @BOTH
 @pytest.mark.parametrize("key", ["iscrowd", "ignore"])
 @pytest.mark.parametrize("value, expected", [(0, 0), (1, 1), (False, 0), (True, 1), (None, 0), (1.0, 1)])
@@ -65,7 +67,7 @@ def test_other_areas_are_refused_by_annotation(tmp_path, training, value):
 
 def test_areas_of_0_that_the_boxes_do_not_have_are_counted(tmp_path):
     """Some tools write 0 for "unknown"; every box is small then."""
-    remark, = load(tmp_path, content_with({"area": 0})).remarks
+    (remark,) = load(tmp_path, content_with({"area": 0})).remarks
     assert remark.startswith("1 box with area 0, but not in width and height")
     assert load(tmp_path, content_with({"area": 0, "bbox": [5, 5, 0, 9]})).remarks == []
 
@@ -87,6 +89,7 @@ def test_a_bbox_that_is_none_is_refused_for_both(tmp_path, bbox):
 
 # ---- what counts how
 
+
 def coco_config(tmp_path, content, *flags, **options):
     for subset in ("train2017", "val2017"):
         (tmp_path / subset).mkdir(exist_ok=True)
@@ -99,7 +102,7 @@ def test_ignored_boxes_are_neither_learnt_nor_scored(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         first, _ = annotations.load_annotations(config, training=True)
         truth = annotations.coco_ground_truth(config)
-    assert first.is_crowd.tolist() == [True, True]             # the other box is a crowd
+    assert first.is_crowd.tolist() == [True, True]  # the other box is a crowd
     assert [row["iscrowd"] for row in truth["annotations"]] == [1, 1]
     assert '1 box marked "ignore" taken for crowd: neither learnt nor scored' in caplog.text
 
@@ -110,16 +113,28 @@ def test_a_crowd_that_is_ignored_too_is_not_counted_again(tmp_path):
     assert load(tmp_path, content).remarks == []
 
 
-@pytest.mark.parametrize("attributes, rotated", [
-    ({"occluded": False, "rotation": 60.0}, True), ({"rotation": 359.5}, True), ({"rotation": "45"}, True),
-    ({"rotation": 0.0}, False), ({"rotation": 360}, False), ({"rotation": None}, False), ({}, False), (None, False),
-    ("rotation", False), ({"rotation": "left"}, False)])
+@pytest.mark.parametrize(
+    "attributes, rotated",
+    [
+        ({"occluded": False, "rotation": 60.0}, True),
+        ({"rotation": 359.5}, True),
+        ({"rotation": "45"}, True),
+        ({"rotation": 0.0}, False),
+        ({"rotation": 360}, False),
+        ({"rotation": None}, False),
+        ({}, False),
+        (None, False),
+        ("rotation", False),
+        ({"rotation": "left"}, False),
+    ],
+)
 def test_rotated_boxes_are_counted_in_a_warning(tmp_path, attributes, rotated):
     remarks = load(tmp_path, content_with({"attributes": attributes})).remarks
     assert [("1 box with a rotation" in remark) for remark in remarks] == [True] * rotated
 
 
 # ---- categories
+
 
 @BOTH
 @pytest.mark.parametrize("name", ["background", "animals", "cat", None, 3])
@@ -129,13 +144,13 @@ def test_a_category_that_nothing_uses_is_no_obstacle(tmp_path, training, name):
     content["categories"].insert(0, {"id": 9, "name": name, "supercategory": "none"})
     found = load(tmp_path, content, training=training)
     assert [category["id"] for category in found.categories] == [44, 0] and found.label_of == {44: 1, 0: 2}
-    remark, = found.remarks
+    (remark,) = found.remarks
     assert f"1 category that no annotation uses left out: {name!r} (id 9)" in remark
 
 
 def test_a_class_without_annotations_keeps_its_category(tmp_path):
     content = coco_content()
-    del content["annotations"][1]                              # dog has no box any more
+    del content["annotations"][1]  # dog has no box any more
     found = load(tmp_path, content)
     assert found.label_of == {44: 1, 0: 2} and found.remarks == []
 
@@ -180,15 +195,20 @@ def test_a_misspelt_class_is_refused_in_an_evaluation_set_too(tmp_path):
 
 
 def test_a_class_that_no_training_box_has_is_said(tmp_path, caplog):
-    config = coco_config(tmp_path, coco_content())             # the only dog is a crowd
+    config = coco_config(tmp_path, coco_content())  # the only dog is a crowd
     with caplog.at_level(logging.WARNING):
         annotations.load_annotations(config, training=True)
     assert "no box of dog: nothing to learn these classes from" in caplog.text
 
 
-@pytest.mark.parametrize("content", [
-    content_with({"iscrowd": 1}), coco_content() | {"annotations": []},
-    coco_content() | {"annotations": [], "categories": []}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        content_with({"iscrowd": 1}),
+        coco_content() | {"annotations": []},
+        coco_content() | {"annotations": [], "categories": []},
+    ],
+)
 def test_an_evaluation_set_without_boxes_is_said_at_the_start(tmp_path, caplog, content):
     with caplog.at_level(logging.WARNING):
         annotations.coco_ground_truth(coco_config(tmp_path, content))
@@ -208,8 +228,16 @@ def test_remarks_can_be_collected_in_place_of_the_log(tmp_path, caplog):
 COMPOSED, SPLIT = (unicodedata.normalize(form, "Größe é.jpg") for form in ("NFC", "NFD"))
 
 
-@pytest.mark.parametrize("on_disk, in_file", [(COMPOSED, SPLIT), (SPLIT, COMPOSED), ("sub/a.jpg", "sub\\a.jpg"),
-                                              (f"sub/{SPLIT}", f"sub\\{COMPOSED}"), ("a\\b.jpg", "a\\b.jpg")])
+@pytest.mark.parametrize(
+    "on_disk, in_file",
+    [
+        (COMPOSED, SPLIT),
+        (SPLIT, COMPOSED),
+        ("sub/a.jpg", "sub\\a.jpg"),
+        (f"sub/{SPLIT}", f"sub\\{COMPOSED}"),
+        ("a\\b.jpg", "a\\b.jpg"),
+    ],
+)
 def test_names_that_look_the_same_find_the_picture(tmp_path, on_disk, in_file):
     (tmp_path / "sub").mkdir()
     (tmp_path / on_disk).touch()
@@ -217,7 +245,7 @@ def test_names_that_look_the_same_find_the_picture(tmp_path, on_disk, in_file):
     content["images"][0]["file_name"] = in_file
     first, _ = annotations.read_coco(write(tmp_path / "anno.json", content), tmp_path, CLASSES)
     assert first.path == tmp_path.resolve() / on_disk and first.file_name == in_file
-    listed, = annotations.read_txt(write(tmp_path / "anno.txt", f'"{in_file}" 1,2,3,4,1\n'), tmp_path, 2)
+    (listed,) = annotations.read_txt(write(tmp_path / "anno.txt", f'"{in_file}" 1,2,3,4,1\n'), tmp_path, 2)
     assert listed.path == tmp_path.resolve() / on_disk
 
 
@@ -248,11 +276,13 @@ def test_backslashes_do_not_lead_out_of_the_folder(tmp_path, name):
 
 # ---- the evaluation list
 
+
 def txt_config(tmp_path, *flags):
     write(tmp_path / "train.txt", "a.jpg 1,2,3,4,1\n")
     write(tmp_path / "val.txt", "b.jpg 1,2,3,4,2\n")
-    return config_for(tmp_path, "--dataset=other", f"--image_dir={tmp_path}", f"--anno_path={tmp_path / 'train.txt'}",
-                      *flags)
+    return config_for(
+        tmp_path, "--dataset=other", f"--image_dir={tmp_path}", f"--anno_path={tmp_path / 'train.txt'}", *flags
+    )
 
 
 def test_a_txt_training_is_not_evaluated_on_its_own_list(tmp_path, caplog):

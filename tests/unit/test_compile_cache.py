@@ -1,4 +1,5 @@
 """Compiled graphs on disk: every start is a process of its own, as for users, with a small network."""
+
 import os
 import shutil
 import subprocess
@@ -74,17 +75,32 @@ def start(tmp_path):
 
     def start(size=2, shift=10.0, thr=0.5, folder=tmp_path / "graphs", program=own):
         return subprocess.Popen(
-            [sys.executable, program, str(size), str(shift), "--device_target=CPU", f"--test_score_thr={thr}",
-             f"--compile_cache_path={folder}"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPO_ROOT)},
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            [
+                sys.executable,
+                program,
+                str(size),
+                str(shift),
+                "--device_target=CPU",
+                f"--test_score_thr={thr}",
+                f"--compile_cache_path={folder}",
+            ],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPO_ROOT)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
     return start
 
 
 @pytest.fixture
 def run(start):
     """Run the program; returns its result and what else it says."""
+
     def run(**settings):
         return finished(start(**settings))
+
     return run
 
 
@@ -122,8 +138,10 @@ def test_other_settings_and_inputs_have_a_graph_of_their_own(run, tmp_path, othe
 
 def test_the_graph_depends_on_gradients_but_not_on_updates():
     """Optimisers stand behind the graph."""
+
     def settings(flag):
         return graph_settings(load_config([flag]))
+
     usual = settings("--device_target=CPU")
     assert settings("--base_lr=0.5") == settings("--opt_type=adam") == settings("--epoch_size=3") == usual
     assert usual not in (settings("--grad_clip=True"), settings("--loss_scale=2"), settings("--seed=2"))
@@ -133,7 +151,7 @@ def test_the_graph_depends_on_gradients_but_not_on_updates():
 def test_a_damaged_graph_is_compiled_again(run, tmp_path, content):
     run()
     (path,) = (tmp_path / "graphs").rglob("*.mindir")
-    damaged = path.read_bytes()[:path.stat().st_size // 2] if content is None else content
+    damaged = path.read_bytes()[: path.stat().st_size // 2] if content is None else content
     path.chmod(0o600)
     path.write_bytes(damaged)
     result, _ = run()
@@ -177,8 +195,10 @@ def test_a_folder_that_cannot_be_used_is_a_warning(run, tmp_path):
     (tmp_path / "file").write_text("")
     result, said = run(folder=tmp_path / "file" / "graphs")
     assert result == "[10.5, 10.5]"
-    assert said == (f"WARNING: compiled graphs cannot be kept in {tmp_path}/file/graphs (Not a directory); "
-                    f"name another folder with --compile_cache_path")
+    assert said == (
+        f"WARNING: compiled graphs cannot be kept in {tmp_path}/file/graphs (Not a directory); "
+        f"name another folder with --compile_cache_path"
+    )
 
 
 def test_an_unknown_home_is_a_warning(run):
@@ -202,10 +222,15 @@ def test_another_program_has_a_graph_of_its_own(start, run, tmp_path):
 
 
 def test_a_program_without_a_file_compiles_as_ever(tmp_path):
-    done = subprocess.run([sys.executable, "-", "2", "10", "--device_target=CPU",
-                           f"--compile_cache_path={tmp_path / 'graphs'}"], input=INLINE_PROGRAM, text=True,
-                          cwd=tmp_path, env=os.environ | {"PYTHONPATH": f"{REPO_ROOT}:{tmp_path}"}, check=False,
-                          capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-", "2", "10", "--device_target=CPU", f"--compile_cache_path={tmp_path / 'graphs'}"],
+        input=INLINE_PROGRAM,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{REPO_ROOT}:{tmp_path}"},
+        check=False,
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "graphs").exists()
 
@@ -220,9 +245,15 @@ def test_changed_source_code_has_a_graph_of_its_own(start, tmp_path):
     shutil.copytree(REPO_ROOT / "src", tmp_path / "src")
     for name in ("default_config.yaml", "default_config_101.yaml", "default_config_152.yaml"):
         shutil.copy(REPO_ROOT / name, tmp_path)
-    program = [sys.executable, tmp_path / "program.py", "2", "10", "--device_target=CPU",
-               f"--compile_cache_path={tmp_path / 'graphs'}"]
-    start(folder="").communicate()       # writes the program
+    program = [
+        sys.executable,
+        tmp_path / "program.py",
+        "2",
+        "10",
+        "--device_target=CPU",
+        f"--compile_cache_path={tmp_path / 'graphs'}",
+    ]
+    start(folder="").communicate()  # writes the program
     for change, number in (("", 1), ("# changed\n", 2)):
         with (tmp_path / "src" / "FasterRcnn" / "rpn.py").open("a") as file:
             file.write(change)

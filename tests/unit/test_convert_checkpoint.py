@@ -1,4 +1,5 @@
 """Checkpoints in: every spelling of the names, every kind of damage, and networks that stay as they were."""
+
 import logging
 import os
 import subprocess
@@ -51,9 +52,14 @@ ZOO_NAMES = {
     "layer1.1.conv1.weight": "backbone.layer1.1.conv1.weight",
 }
 CLASSIFIER = {"end_point.weight": (1001, 8), "end_point.bias": (1001,)}
-OPTIMISER = {"accum.backbone.conv1.weight": (4, 3, 7, 7), "stat.rcnn.cls_scores.bias": (4,),
-             "moments.backbone.bn1.gamma": (4,), "moments.conv1.weight": (4, 3, 7, 7), "learning_rate": (),
-             "global_step": (1,)}
+OPTIMISER = {
+    "accum.backbone.conv1.weight": (4, 3, 7, 7),
+    "stat.rcnn.cls_scores.bias": (4,),
+    "moments.backbone.bn1.gamma": (4,),
+    "moments.conv1.weight": (4, 3, 7, 7),
+    "learning_rate": (),
+    "global_step": (1,),
+}
 LAYER_TWO = {"backbone.layer2.0.conv1.weight": (4, 8, 1, 1)}
 
 
@@ -117,8 +123,9 @@ LOADERS = pytest.mark.parametrize("load", [load_pretrained, load_finetune, load_
 def detector_file(tmp_path):
     """A whole detector as this program writes it."""
     path = tmp_path / "detector.ckpt"
-    write_checkpoint({name: Tensor(value) for name, value in values_of(DETECTOR).items()}, path,
-                     {"epoch_num": 3, "step_num": 7})
+    write_checkpoint(
+        {name: Tensor(value) for name, value in values_of(DETECTOR).items()}, path, {"epoch_num": 3, "step_num": 7}
+    )
     return path
 
 
@@ -131,6 +138,7 @@ def info(caplog, monkeypatch):
 
 
 # ---- names
+
 
 def test_zoo_resnet_names(tmp_path):
     values = values_of(BACKBONE)
@@ -160,8 +168,12 @@ def test_finetune_takes_all_but_the_predictors(detector_file):
 
 
 def test_finetune_to_another_number_of_classes(detector_file):
-    other = {"rcnn.cls_scores.weight": (6, 9), "rcnn.cls_scores.bias": (9,), "rcnn.reg_scores.weight": (6, 32),
-             "rcnn.reg_scores.bias": (32,)}
+    other = {
+        "rcnn.cls_scores.weight": (6, 9),
+        "rcnn.cls_scores.bias": (9,),
+        "rcnn.reg_scores.weight": (6, 32),
+        "rcnn.reg_scores.bias": (32,),
+    }
     network = load_pretrained(Network(DETECTOR | other), detector_file, finetune=True)
     assert_values(network, {name: value for name, value in values_of(DETECTOR).items() if name not in PREDICTORS})
 
@@ -186,8 +198,9 @@ def test_old_spelling_of_the_neck_loads_with_a_notice(tmp_path, load, info):
     values = values_of(DETECTOR)
     path = save(tmp_path / "a.ckpt", {name.replace("fpn_neck", "fpn_ncek"): value for name, value in values.items()})
     network = load(Network(DETECTOR), path)
-    np.testing.assert_array_equal(contents(network)["fpn_neck.fpn_convs_list.0.bias"],
-                                  values["fpn_neck.fpn_convs_list.0.bias"])
+    np.testing.assert_array_equal(
+        contents(network)["fpn_neck.fpn_convs_list.0.bias"], values["fpn_neck.fpn_convs_list.0.bias"]
+    )
     assert any("fpn_ncek" in record.message for record in info.records)
 
 
@@ -212,6 +225,7 @@ def test_half_precision_becomes_the_type_of_the_network(tmp_path):
 
 # ---- files that cannot be read
 
+
 @LOADERS
 def test_missing_file(tmp_path, load):
     refuse(load, Network(DETECTOR), tmp_path / "none.ckpt", "not exist")
@@ -235,8 +249,11 @@ def test_empty_file(tmp_path, load):
 
 
 @LOADERS
-@pytest.mark.parametrize("content", [np.random.default_rng(0).bytes(5000), b"<html>404</html>" * 40, bytes(3000)],
-                         ids=["random", "html", "zeros"])
+@pytest.mark.parametrize(
+    "content",
+    [np.random.default_rng(0).bytes(5000), b"<html>404</html>" * 40, bytes(3000)],
+    ids=["random", "html", "zeros"],
+)
 def test_file_of_something_else(tmp_path, load, content):
     (tmp_path / "a.ckpt").write_bytes(content)
     refuse(load, Network(DETECTOR), tmp_path / "a.ckpt", "damaged")
@@ -259,7 +276,7 @@ def test_no_permission_to_read(detector_file, load, monkeypatch):
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.8, 0.95, 0.999])
 def test_truncated_file(detector_file, load, share):
     data = detector_file.read_bytes()
-    detector_file.write_bytes(data[:int(len(data) * share)])
+    detector_file.write_bytes(data[: int(len(data) * share)])
     refuse(load, Network(DETECTOR), detector_file, "damaged")
 
 
@@ -284,7 +301,7 @@ def test_file_truncated_between_two_records(detector_file, load):
     """MindSpore loads such a file without complaint: the checksum is gone, and only parameters are missing."""
     data = detector_file.read_bytes()
     ends = record_ends(data)
-    assert len(ends) >= len(DETECTOR) + 2       # with epoch_num and step_num
+    assert len(ends) >= len(DETECTOR) + 2  # with epoch_num and step_num
     silent = []
     for end in ends:
         detector_file.write_bytes(data[:end])
@@ -312,6 +329,7 @@ def test_flipped_byte(detector_file, load):
 
 # ---- files that do not fit
 
+
 def test_wrong_shapes_are_listed_by_name(detector_file):
     shapes = DETECTOR | {"rcnn.cls_scores.weight": (6, 81), "backbone.bn1.gamma": (7,)}
     message = refuse(load_detector, Network(shapes), detector_file, "does not fit")
@@ -331,7 +349,7 @@ def test_at_most_ten_names_are_listed(tmp_path):
     path = save(tmp_path / "a.ckpt", values_of(dict.fromkeys(many, (2, 3))))
     message = refuse(load_pretrained, Network(many), path, "does not fit")
     assert sum(f"layer3.{k}." in message for k in range(25)) == 10
-    assert "25" in message      # how many there are in all
+    assert "25" in message  # how many there are in all
 
 
 @LOADERS
@@ -393,8 +411,10 @@ def test_other_kind_of_backbone(tmp_path, load):
     from src.model_utils.config import load_config
     from src.network_define import Checkpoints
     from src.runtime import Device
-    config = load_config([f"--save_checkpoint_path={tmp_path}", "--backbone=resnet_v1_50", "--epoch_size=1",
-                          "--milestones=[]"])
+
+    config = load_config(
+        [f"--save_checkpoint_path={tmp_path}", "--backbone=resnet_v1_50", "--epoch_size=1", "--milestones=[]"]
+    )
     Checkpoints(config, Device("CPU")).save(Network(DETECTOR, "resnet_v1_50"), 1, 4)
     path = tmp_path / "ckpt_0" / "faster_rcnn-1_4.ckpt"
     message = refuse(load, Network(DETECTOR, "resnet_v1.5_50"), path, r"resnet_v1_50")
@@ -410,11 +430,18 @@ def test_file_without_a_note_of_its_backbone_loads(tmp_path, load):
 
 # ---- the command line
 
+
 def convert(folder, *arguments):
     """Run the converter in a folder of its own."""
     environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
-    return subprocess.run([sys.executable, "-m", "src.convert_checkpoint", *arguments], cwd=folder, env=environment,
-                          capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "src.convert_checkpoint", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_command_line_writes_backbone_ckpt(tmp_path):
@@ -424,11 +451,14 @@ def test_command_line_writes_backbone_ckpt(tmp_path):
     done = convert(tmp_path, "--ckpt_file=resnet.ckpt")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backbone.ckpt", "resnet.ckpt"]
-    written = {name: value.asnumpy() for name, value in ms.load_checkpoint(str(tmp_path / "backbone.ckpt")).items()
-               if isinstance(value, Parameter) and not name.startswith("meta_")}
+    written = {
+        name: value.asnumpy()
+        for name, value in ms.load_checkpoint(str(tmp_path / "backbone.ckpt")).items()
+        if isinstance(value, Parameter) and not name.startswith("meta_")
+    }
     assert set(written) == set(BACKBONE)
     assert_values(load_pretrained(Network(DETECTOR), tmp_path / "backbone.ckpt"), values)
-    assert "backbone.ckpt" in done.stdout       # says what it wrote
+    assert "backbone.ckpt" in done.stdout  # says what it wrote
 
 
 def test_command_line_names_a_missing_file(tmp_path):
@@ -443,7 +473,7 @@ def test_shape_that_claims_more_values_than_the_file_holds(tmp_path):
     """One byte of a file without checksum; MindSpore fills up from memory that is not the tensor's, or crashes."""
     path = save(tmp_path / "a.ckpt", {"conv1.weight": np.ones((63, 64), np.float32)})
     data = path.read_bytes()
-    assert data.count(b"\x08\x3f\x08\x40") == 1        # the sizes 63 and 64
+    assert data.count(b"\x08\x3f\x08\x40") == 1  # the sizes 63 and 64
     path.write_bytes(data.replace(b"\x08\x3f\x08\x40", b"\x08\x7f\x08\x40"))
     done = convert(tmp_path, "--ckpt_file=a.ckpt")
     assert done.returncode == 1

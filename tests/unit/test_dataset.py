@@ -1,4 +1,5 @@
 """The pipelines: what reaches the network, which pictures, in which order."""
+
 import json
 
 import cv2
@@ -43,7 +44,7 @@ def coco_root(tmp_path_factory):
     """Twelve training and seven evaluation pictures, of which the first, fourth, ... have no boxes."""
     root = tmp_path_factory.mktemp("coco")
     make_coco(root, "train2017", 12)
-    make_coco(root, "val2017", 7, first_id=2 ** 40)
+    make_coco(root, "val2017", 7, first_id=2**40)
     return root
 
 
@@ -59,44 +60,59 @@ def eval_paths(coco_root):
 
 # ---- columns
 
+
 def test_training_columns(coco_root, train_paths):
     dataset = create_train_dataset(config_for(coco_root), train_paths)
     assert dataset.get_col_names() == ["image", "image_shape", "box", "label", "valid_num"]
     assert dataset.get_dataset_size() == 6
-    (batch, *_), = batches(dataset)
+    ((batch, *_),) = batches(dataset)
     found = {name: (column.shape, column.dtype.name) for name, column in batch.items()}
-    assert found == {"image": ((2, 3, 64, 128), "float32"), "image_shape": ((2, 3), "float32"),
-                     "box": ((2, 128, 4), "float32"), "label": ((2, 128), "int32"), "valid_num": ((2, 128), "bool")}
+    assert found == {
+        "image": ((2, 3, 64, 128), "float32"),
+        "image_shape": ((2, 3), "float32"),
+        "box": ((2, 128, 4), "float32"),
+        "label": ((2, 128), "int32"),
+        "valid_num": ((2, 128), "bool"),
+    }
     assert batch["image_shape"].tolist() == [[64, 128, 1]] * 2
 
 
 def test_evaluation_columns_and_last_partial_batch(coco_root, eval_paths):
     dataset = create_eval_dataset(config_for(coco_root, "--test_batch_size=4"), eval_paths)
     assert dataset.get_col_names() == ["image", "image_shape", "box", "label", "valid_num", "image_id"]
-    (first, last), = batches(dataset)
+    ((first, last),) = batches(dataset)
     found = {name: (column.shape, column.dtype.name) for name, column in last.items()}
-    assert found == {"image": ((3, 3, 64, 128), "float32"), "image_shape": ((3, 4), "float32"),
-                     "box": ((3, 128, 4), "float32"), "label": ((3, 128), "int32"), "valid_num": ((3, 128), "bool"),
-                     "image_id": ((3,), "int64")}
-    assert ids_of([first, last]) == [2 ** 40 - index for index in range(7)]
+    assert found == {
+        "image": ((3, 3, 64, 128), "float32"),
+        "image_shape": ((3, 4), "float32"),
+        "box": ((3, 128, 4), "float32"),
+        "label": ((3, 128), "int32"),
+        "valid_num": ((3, 128), "bool"),
+        "image_id": ((3,), "int64"),
+    }
+    assert ids_of([first, last]) == [2**40 - index for index in range(7)]
     # 40 x 30 pictures on a canvas of 128 x 64: min(128/40, 64/30) = 2.1333
     np.testing.assert_allclose(last["image_shape"], [[30, 40, 64 / 30, 64 / 30]] * 3, rtol=1e-6)
 
 
 def test_evaluation_boxes_stay_in_pixels_of_the_picture(coco_root, eval_paths):
-    (first, *_), = batches(create_eval_dataset(config_for(coco_root, "--test_batch_size=3"), eval_paths))
+    ((first, *_),) = batches(create_eval_dataset(config_for(coco_root, "--test_batch_size=3"), eval_paths))
     assert first["valid_num"].sum(axis=1).tolist() == [0, 1, 2]
     assert first["box"][2, :3].tolist() == [[1, 2.5, 9, 11.5], [2, 2.5, 10, 11.5], [0, 0, 0, 0]]
     assert first["label"][2, :3].tolist() == [1, 2, -1]
 
 
 def test_pictures_without_boxes_are_trained_on(coco_root, train_paths):
-    epoch, = train_epochs(config_for(coco_root), train_paths)
-    rows = {image_id: (valid, label, box) for batch in epoch
-            for image_id, valid, label, box in zip(*(batch[key] for key in ("image_id", "valid_num", "label", "box")),
-                                                   strict=True)}
+    (epoch,) = train_epochs(config_for(coco_root), train_paths)
+    rows = {
+        image_id: (valid, label, box)
+        for batch in epoch
+        for image_id, valid, label, box in zip(
+            *(batch[key] for key in ("image_id", "valid_num", "label", "box")), strict=True
+        )
+    }
     assert sorted(rows) == list(range(89, 101))
-    for image_id in (100, 97, 94, 91):                        # pictures 0, 3, 6, 9
+    for image_id in (100, 97, 94, 91):  # pictures 0, 3, 6, 9
         valid, label, box = rows[image_id]
         assert not valid.any()
         assert (label == -1).all()
@@ -123,6 +139,7 @@ def test_more_boxes_than_rows(tmp_path):
 
 # ---- order, seeds, shards
 
+
 def test_each_epoch_has_every_picture_in_another_order(coco_root, train_paths):
     first, second = train_epochs(config_for(coco_root), train_paths, num_epochs=2)
     assert sorted(ids_of(first)) == sorted(ids_of(second)) == list(range(89, 101))
@@ -131,17 +148,20 @@ def test_each_epoch_has_every_picture_in_another_order(coco_root, train_paths):
 
 
 def test_the_seed_decides_order_and_augmentation(coco_root, train_paths):
-    first, = train_epochs(config_for(coco_root), train_paths)
-    same, = train_epochs(config_for(coco_root), train_paths)
-    other, = train_epochs(config_for(coco_root, "--seed=9"), train_paths)
+    (first,) = train_epochs(config_for(coco_root), train_paths)
+    (same,) = train_epochs(config_for(coco_root), train_paths)
+    (other,) = train_epochs(config_for(coco_root, "--seed=9"), train_paths)
     assert_equal_epochs(first, same)
     assert ids_of(first) != ids_of(other)
 
 
 def test_no_seed_has_the_order_of_another_ones_epoch(coco_root, train_paths):
     """Also not of its next one, which the sampler's seed + 1 is. Two of 12! orders are equal by no accident."""
-    orders = {(seed, epoch): tuple(ids_of(batches)) for seed in (0, 1, 2, 3, 2**32 - 1)
-              for epoch, batches in enumerate(train_epochs(config_for(coco_root, f"--seed={seed}"), train_paths, 4))}
+    orders = {
+        (seed, epoch): tuple(ids_of(batches))
+        for seed in (0, 1, 2, 3, 2**32 - 1)
+        for epoch, batches in enumerate(train_epochs(config_for(coco_root, f"--seed={seed}"), train_paths, 4))
+    }
     assert len(set(orders.values())) == len(orders) == 20
 
 
@@ -155,10 +175,10 @@ def test_shards_take_turns_in_the_order_of_one_process(coco_root, train_paths):
 
 
 def test_the_process_wide_generators_are_left_alone(coco_root, train_paths):
-    np.random.seed(3)                                         # noqa: NPY002
-    before = np.random.get_state()[1].copy()                  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
     train_epochs(config_for(coco_root), train_paths)
-    assert np.array_equal(before, np.random.get_state()[1])   # noqa: NPY002
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
 def test_workers_do_not_change_what_is_random(coco_root, train_paths, monkeypatch):
@@ -172,7 +192,7 @@ def test_workers_do_not_change_what_is_random(coco_root, train_paths, monkeypatc
 
 
 def test_workers_are_held_to_the_cores(coco_root, train_paths):
-    epoch, = train_epochs(config_for(coco_root, "--num_parallel_workers=64"), train_paths)
+    (epoch,) = train_epochs(config_for(coco_root, "--num_parallel_workers=64"), train_paths)
     assert len(ids_of(epoch)) == 12
 
 
@@ -185,8 +205,10 @@ def test_training_goes_on_with_the_epochs_it_would_have_had(coco_root, train_pat
 
 def test_an_epoch_augments_the_same_picture_differently(coco_root, train_paths):
     first, second = train_epochs(config_for(coco_root), train_paths, num_epochs=2)
-    pictures = [dict(zip(ids_of(epoch), (image for batch in epoch for image in batch["image"]), strict=True))
-                for epoch in (first, second)]
+    pictures = [
+        dict(zip(ids_of(epoch), (image for batch in epoch for image in batch["image"]), strict=True))
+        for epoch in (first, second)
+    ]
     same = [np.array_equal(pictures[0][image_id], pictures[1][image_id]) for image_id in pictures[0]]
     assert not all(same)
 
@@ -205,15 +227,15 @@ def test_uneven_shards_take_equal_steps_and_no_picture_twice(coco_root, train_pa
     shards = [train_epochs(config, train_paths, num_epochs=3, rank=rank, num_shards=5) for rank in range(5)]
     left_out = set()
     for epochs in zip(*shards, strict=True):
-        assert [len(epoch) for epoch in epochs] == [2] * 5    # 12 // 5
+        assert [len(epoch) for epoch in epochs] == [2] * 5  # 12 // 5
         ids = [image_id for epoch in epochs for image_id in ids_of(epoch)]
         assert len(set(ids)) == 10
         left_out |= set(range(89, 101)) - set(ids)
-    assert len(left_out) > 2                                  # not the same two in every epoch
+    assert len(left_out) > 2  # not the same two in every epoch
 
 
 def test_training_drops_the_last_partial_batch(coco_root, train_paths):
-    epoch, = train_epochs(config_for(coco_root, "--batch_size=5"), train_paths)
+    (epoch,) = train_epochs(config_for(coco_root, "--batch_size=5"), train_paths)
     assert [len(batch["image"]) for batch in epoch] == [5, 5]
 
 
@@ -226,19 +248,22 @@ def test_fewer_pictures_than_a_batch_is_an_error(coco_root, train_paths, batch_s
 
 # ---- faults
 
+
 @pytest.mark.parametrize("processes", [False, True])
 def test_an_error_names_the_picture(coco_root, eval_paths, monkeypatch, processes):
     def broken(data):
         raise PictureError("is damaged or cut off")
+
     monkeypatch.setattr(dataset_module, "decode_rgb", broken)
     if processes:
         monkeypatch.setattr(dataset_module, "MIN_WORKERS_FOR_PROCESSES", 1)
     config = config_for(coco_root)
-    with pytest.raises(RuntimeError, match=rf"image id {2 ** 40}: is damaged"):
+    with pytest.raises(RuntimeError, match=rf"image id {2**40}: is damaged"):
         batches(create_eval_dataset(config, eval_paths))
 
 
 # ---- real data, against a computation of its own
+
 
 @pytest.fixture(scope="module")
 def bccd(tmp_path_factory):
@@ -247,13 +272,14 @@ def bccd(tmp_path_factory):
 
     def build(*flags):
         return config_for(BCCD, *flags, mindrecord_dir=folder, classes=("RBC", "WBC", "Platelets"))
+
     return build
 
 
 @needs_shared
 def test_evaluation_returns_all_72_pictures_in_batches_of_five(bccd):
     config = bccd("--test_batch_size=5")
-    epoch, = batches(create_eval_dataset(config, ensure_mindrecord(config, training=False)))
+    (epoch,) = batches(create_eval_dataset(config, ensure_mindrecord(config, training=False)))
     assert [len(batch["image"]) for batch in epoch] == [5] * 14 + [2]
     content = json.loads((BCCD / "annotations" / "instances_val2017.json").read_text())
     assert ids_of(epoch) == [image["id"] for image in content["images"]]
@@ -265,15 +291,15 @@ def test_training_sample_against_plain_numpy(bccd):
     """Every picture is flipped, none expanded: image 5 of BCCD through OpenCV and numpy alone."""
     config = bccd("--expand_ratio=0.0", "--flip_ratio=1.0", "--img_width=320", "--img_height=192")
     paths = ensure_mindrecord(config, training=True)
-    epoch, = train_epochs(config, paths)
-    assert len(epoch) == 146                                  # 292 pictures, batches of 2
+    (epoch,) = train_epochs(config, paths)
+    assert len(epoch) == 146  # 292 pictures, batches of 2
     batch, row = next((batch, ids_of([batch]).index(5)) for batch in epoch if 5 in ids_of([batch]))
 
     content = json.loads((BCCD / "annotations" / "instances_train2017.json").read_text())
     name = next(image["file_name"] for image in content["images"] if image["id"] == 5)
     picture = cv2.imread(str(BCCD / "train2017" / name))[:, :, ::-1]
     padded = np.zeros((192, 320, 3))
-    padded[:, :256] = cv2.resize(np.ascontiguousarray(picture), (256, 192))    # 640 x 480 by 0.4
+    padded[:, :256] = cv2.resize(np.ascontiguousarray(picture), (256, 192))  # 640 x 480 by 0.4
     expected = ((padded - MEAN) / STD)[:, ::-1].transpose(2, 0, 1)
     np.testing.assert_allclose(batch["image"][row], expected, atol=1e-5)
 
@@ -281,18 +307,22 @@ def test_training_sample_against_plain_numpy(bccd):
     boxes[:, 2:] += boxes[:, :2]
     boxes = np.minimum(boxes * 0.4, [255, 191, 255, 191])
     flipped = np.stack([319 - boxes[:, 2], boxes[:, 1], 319 - boxes[:, 0], boxes[:, 3]], axis=1)
-    np.testing.assert_allclose(batch["box"][row, :len(boxes)], flipped, atol=1e-4)
+    np.testing.assert_allclose(batch["box"][row, : len(boxes)], flipped, atol=1e-4)
     assert batch["valid_num"][row].sum() == len(boxes)
     # BCCD's category ids are 1, 2, 3 in the order of the classes
-    assert batch["label"][row, :len(boxes)].tolist() == [item["category_id"] for item in content["annotations"]
-                                                         if item["image_id"] == 5]
+    assert batch["label"][row, : len(boxes)].tolist() == [
+        item["category_id"] for item in content["annotations"] if item["image_id"] == 5
+    ]
 
 
 @needs_shared
 def test_evaluation_sample_against_plain_numpy(bccd):
     config = bccd("--img_width=1280", "--img_height=768")
-    first = next(create_eval_dataset(config, ensure_mindrecord(config, training=False))
-                 .create_dict_iterator(num_epochs=1, output_numpy=True))
+    first = next(
+        create_eval_dataset(config, ensure_mindrecord(config, training=False)).create_dict_iterator(
+            num_epochs=1, output_numpy=True
+        )
+    )
     content = json.loads((BCCD / "annotations" / "instances_val2017.json").read_text())
     picture = cv2.imread(str(BCCD / "val2017" / content["images"][0]["file_name"]))[:, :, ::-1]
     padded = np.zeros((768, 1280, 3))

@@ -1,4 +1,5 @@
 """A checkpoint is a whole detector: what it notes, and how that meets what the user has set."""
+
 import dataclasses
 import json
 import logging
@@ -17,20 +18,33 @@ from src.runtime import Device
 from tests.helpers import REPO_ROOT
 from tests.unit.FasterRcnn.small_detector import config_of
 
-CLASSES = ("background", "disc", "square, \"quoted\"", "星")
+CLASSES = ("background", "disc", 'square, "quoted"', "星")
 # Every kind of setting at something else than its default.
-TRAINED = ("--img_width=192", "--img_height=128", "--keep_ratio=False", "--stem_pool_pad=symmetric",
-           "--anchor_scales=[4]", "--anchor_ratios=[0.5,1.0,1.5]", "--rcnn_target_stds=[0.2,0.2,0.3,0.3]",
-           "--roi_layer={type: RoIAlign, out_size: 5, sample_num: 1}", "--without_bg_loss=False",
-           "--backbone=resnet_v1_50", "--test_score_thr=0.2", "--rpn_max_num=300", f"--coco_classes={list(CLASSES)}")
+TRAINED = (
+    "--img_width=192",
+    "--img_height=128",
+    "--keep_ratio=False",
+    "--stem_pool_pad=symmetric",
+    "--anchor_scales=[4]",
+    "--anchor_ratios=[0.5,1.0,1.5]",
+    "--rcnn_target_stds=[0.2,0.2,0.3,0.3]",
+    "--roi_layer={type: RoIAlign, out_size: 5, sample_num: 1}",
+    "--without_bg_loss=False",
+    "--backbone=resnet_v1_50",
+    "--test_score_thr=0.2",
+    "--rpn_max_num=300",
+    f"--coco_classes={list(CLASSES)}",
+)
 
 
 @pytest.fixture
 def config_file(tmp_path):
     """A function that writes a user's own configuration file and gives the flag that names it."""
+
     def write(text):
         (tmp_path / "own.yaml").write_text(text)
         return f"--config_path={tmp_path / 'own.yaml'}"
+
     return write
 
 
@@ -39,6 +53,7 @@ def trained_notes(*flags):
 
 
 # --- inference --------------------------------------------------------------------------------------------------------
+
 
 def test_everything_that_the_weights_depend_on_is_taken_from_the_checkpoint():
     found = with_notes(load_config([]), trained_notes(), "a.ckpt")
@@ -59,17 +74,28 @@ def test_what_is_no_matter_of_the_detector_stays():
 def test_the_notes_say_how_images_are_normalised_and_who_wrote_them():
     notes = json.loads(trained_notes()[META_DETECTOR])
     assert notes["version"] == __version__ and notes["mindspore"]
-    assert notes["normalisation"] == {"colour_order": "RGB", "pixel_mean": [123.675, 116.28, 103.53],
-                                      "pixel_std": [58.395, 57.12, 57.375]}
+    assert notes["normalisation"] == {
+        "colour_order": "RGB",
+        "pixel_mean": [123.675, 116.28, 103.53],
+        "pixel_std": [58.395, 57.12, 57.375],
+    }
     assert notes["stage_stride_on"] == "first 1x1 convolution"
     assert f'version = "{__version__}"' in (REPO_ROOT / "pyproject.toml").read_text()
 
 
-@pytest.mark.parametrize("flag, noted", [
-    ("--coco_classes=['background','星','disc','square']", "['background', 'disc', 'square, \"quoted\"', '星']"),
-    ("--anchor_scales=[8]", "[4.0]"), ("--stem_pool_pad=same", "symmetric"), ("--keep_ratio=True", "False"),
-    ("--rcnn_target_stds=[0.1,0.1,0.2,0.2]", "[0.2, 0.2, 0.3, 0.3]"), ("--backbone=resnet_v1.5_50", "resnet_v1_50"),
-    ("--without_bg_loss=True", "False"), ("--num_classes=81", "4")])
+@pytest.mark.parametrize(
+    "flag, noted",
+    [
+        ("--coco_classes=['background','星','disc','square']", "['background', 'disc', 'square, \"quoted\"', '星']"),
+        ("--anchor_scales=[8]", "[4.0]"),
+        ("--stem_pool_pad=same", "symmetric"),
+        ("--keep_ratio=True", "False"),
+        ("--rcnn_target_stds=[0.1,0.1,0.2,0.2]", "[0.2, 0.2, 0.3, 0.3]"),
+        ("--backbone=resnet_v1.5_50", "resnet_v1_50"),
+        ("--without_bg_loss=True", "False"),
+        ("--num_classes=81", "4"),
+    ],
+)
 def test_a_flag_that_contradicts_the_weights_is_refused_with_both_values(flag, noted):
     with pytest.raises(UserError) as refused:
         with_notes(load_config([flag]), trained_notes(), "a.ckpt")
@@ -113,19 +139,28 @@ def test_a_users_file_chooses_thresholds_but_not_what_the_weights_depend_on(conf
 def test_what_comes_from_the_checkpoint_is_said_in_one_line(caplog):
     with caplog.at_level(logging.INFO):
         with_notes(load_config([]), trained_notes(), "a.ckpt")
-    line, = [record.getMessage() for record in caplog.records]
+    (line,) = [record.getMessage() for record in caplog.records]
     assert "img_width 192" in line and "stem_pool_pad symmetric" in line and "rpn_nms_pre" not in line
 
 
 # --- other files ------------------------------------------------------------------------------------------------------
 
+
 def test_a_published_checkpoint_loads_with_one_line_that_names_the_settings_of_the_configuration(caplog):
     with caplog.at_level(logging.INFO):
         found = with_notes(load_config(["--img_width=640"]), {}, "zoo.ckpt")
     assert found.img_width == 640
-    line, = [record.getMessage() for record in caplog.records]
-    for part in ("zoo.ckpt", "img_width 640", "img_height 768", "anchor_scales [8.0]", "keep_ratio True",
-                 "coco_classes", "backbone resnet_v1.5_50", "rcnn_target_stds [0.1, 0.1, 0.2, 0.2]"):
+    (line,) = [record.getMessage() for record in caplog.records]
+    for part in (
+        "zoo.ckpt",
+        "img_width 640",
+        "img_height 768",
+        "anchor_scales [8.0]",
+        "keep_ratio True",
+        "coco_classes",
+        "backbone resnet_v1.5_50",
+        "rcnn_target_stds [0.1, 0.1, 0.2, 0.2]",
+    ):
         assert part in line
 
 
@@ -138,9 +173,15 @@ def test_notes_of_the_first_release_give_backbone_and_classes(caplog):
     assert "img_width 1280" in caplog.text and "coco_classes" not in caplog.text
 
 
-@pytest.mark.parametrize("entries", [
-    *({META_DETECTOR: text} for text in ("{", "[]", "{}", '{"version": "1", "settings": {}}', "null")),
-    {"meta_backbone": "resnet99"}, {"meta_classes": "[broken"}, {"meta_classes": 3}])
+@pytest.mark.parametrize(
+    "entries",
+    [
+        *({META_DETECTOR: text} for text in ("{", "[]", "{}", '{"version": "1", "settings": {}}', "null")),
+        {"meta_backbone": "resnet99"},
+        {"meta_classes": "[broken"},
+        {"meta_classes": 3},
+    ],
+)
 def test_damaged_notes_are_refused_by_file(entries):
     with pytest.raises(UserError, match=r"a\.ckpt: its notes are damaged"):
         noted_settings(entries, "a.ckpt")
@@ -171,13 +212,14 @@ def test_notes_of_a_newer_version_are_refused():
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A small detector of an unusual kind, as training writes it."""
     folder = tmp_path_factory.mktemp("trained")
     config = config_of("--stem_pool_pad=symmetric", "--anchor_scales=[4]", save_checkpoint_path=str(folder))
     Checkpoints(config, Device("CPU")).save(build_detector(config), config.epoch_size, 1)
-    path, = folder.rglob("*.ckpt")
+    (path,) = folder.rglob("*.ckpt")
     return path
 
 
@@ -196,8 +238,13 @@ def test_a_checkpoint_needs_no_flags(checkpoint):
 
 
 def test_finetuning_takes_the_network_and_leaves_classes_to_the_user(checkpoint):
-    flags = ["--finetune=True", f"--pre_trained={checkpoint}", "--coco_classes=['background','new']", "--img_width=256",
-             "--rcnn_target_stds=[0.3,0.3,0.3,0.3]"]
+    flags = [
+        "--finetune=True",
+        f"--pre_trained={checkpoint}",
+        "--coco_classes=['background','new']",
+        "--img_width=256",
+        "--rcnn_target_stds=[0.3,0.3,0.3,0.3]",
+    ]
     config = pretrained_config(load_config(flags))
     assert (config.stem_pool_pad, config.anchor_scales, config.resnet_block) == ("symmetric", (4.0,), (1, 1, 1, 1))
     assert (config.img_width, config.img_height) == (256, 64)
@@ -223,8 +270,14 @@ def test_no_checkpoint_leaves_the_configuration_alone():
     assert pretrained_config(config) is config
 
 
-@pytest.mark.parametrize("text, key", [("backbone: resnet_v1_101", "backbone"), ("backbone: resnet_v1_50", "backbone"),
-                                       ("anchor_scales: [8]", "anchor_scales")])
+@pytest.mark.parametrize(
+    "text, key",
+    [
+        ("backbone: resnet_v1_101", "backbone"),
+        ("backbone: resnet_v1_50", "backbone"),
+        ("anchor_scales: [8]", "anchor_scales"),
+    ],
+)
 @pytest.mark.parametrize("finetune", [True, False])
 def test_a_recipe_that_contradicts_is_not_trained_as_something_else(checkpoint, config_file, text, key, finetune):
     """Also where it states what happens to be the default; a backbone alone knows no anchors."""

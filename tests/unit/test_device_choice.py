@@ -1,4 +1,5 @@
 """Ascend and GPU without the device: what would be set, and their networks themselves, computed on this processor."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ def config_for(target, *flags):
 
 
 # --- what is asked of MindSpore ---------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def asked(monkeypatch):
@@ -82,8 +84,13 @@ def detector_for(target):
 def batch():
     """A picture of noise with one box."""
     image = np.random.default_rng(0).normal(size=(1, 3, HEIGHT, WIDTH)).astype(np.float32)
-    return (Tensor(image), Tensor([[HEIGHT, WIDTH, 1.0]], mstype.float32), Tensor([[[5, 5, 40, 60]]], mstype.float32),
-            Tensor([[1]], mstype.int32), Tensor([[True]]))
+    return (
+        Tensor(image),
+        Tensor([[HEIGHT, WIDTH, 1.0]], mstype.float32),
+        Tensor([[[5, 5, 40, 60]]], mstype.float32),
+        Tensor([[1]], mstype.int32),
+        Tensor([[True]]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +119,15 @@ def test_float16_on_ascend_alone(target):
         assert halves == set()
     else:
         assert {"backbone.conv1", "fpn_neck.fpn_convs_list.0", "rcnn.shared_fc_0", "rcnn.cls_scores"} <= halves
-        assert not halves & {"", "rcnn", "rpn_with_loss", "assign_rois", "proposals_train", "predict_boxes",
-                             "roi_align"}
+        assert not halves & {
+            "",
+            "rcnn",
+            "rpn_with_loss",
+            "assign_rois",
+            "proposals_train",
+            "predict_boxes",
+            "roi_align",
+        }
 
 
 def test_operator_of_roi_align():
@@ -127,7 +141,7 @@ def test_convolutions():
     for target in TARGETS:
         cells = [cell for _, cell in detector_for(target).cells_and_names() if isinstance(cell, nn.Conv2d)]
         chosen = [cell for cell in cells if cell.kernel_size == (3, 3)]
-        assert len(chosen) == 9                        # a block of each stage, four levels, the RPN
+        assert len(chosen) == 9  # a block of each stage, four levels, the RPN
         assert {cell.winograd for cell in chosen} == {target == "CPU"}
 
 

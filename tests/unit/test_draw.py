@@ -1,4 +1,5 @@
 """Drawing: what is inked, where, and that nothing leaves the picture."""
+
 import cv2
 import numpy as np
 import pytest
@@ -22,11 +23,11 @@ def test_frame_in_the_colour_of_the_class_at_the_box():
     picture = grey()
     drawn = draw_detections(picture, np.array([[200, 300, 400, 500]]), [1], [0.9], NAMES)
     assert drawn.shape == picture.shape
-    assert (picture == 100).all()                                     # the given picture is left alone
-    for x, y in ((200, 400), (400, 400), (300, 300), (300, 500)):     # middles of the four sides
+    assert (picture == 100).all()  # the given picture is left alone
+    for x, y in ((200, 400), (400, 400), (300, 300), (300, 500)):  # middles of the four sides
         assert tuple(drawn[y, x]) == class_colour(1)
-    assert (drawn[320:480, 220:380] == 100).all()                     # inside
-    assert (drawn[520:] == 100).all()                                 # below
+    assert (drawn[320:480, 220:380] == 100).all()  # inside
+    assert (drawn[520:] == 100).all()  # below
 
 
 def test_weak_detections_are_not_drawn():
@@ -64,7 +65,7 @@ def test_labels_of_equal_boxes_do_not_cover_each_other():
     boxes = np.array([[100, 100, 300, 300]] * 3)
     drawn = draw_detections(grey(), boxes, [0, 1, 2], [0.9, 0.8, 0.7], NAMES)
     counts = [count_colour(drawn, class_colour(label)) for label in range(3)]
-    assert min(counts) > 500      # each label's background shows
+    assert min(counts) > 500  # each label's background shows
 
 
 def test_colours_of_80_classes_are_fixed_and_differ():
@@ -78,7 +79,7 @@ def test_colours_of_80_classes_are_fixed_and_differ():
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_written_picture_can_be_read(tmp_path, suffix):
     picture = np.zeros((20, 30, 3), np.uint8)
-    picture[..., 0] = 200      # red
+    picture[..., 0] = 200  # red
     path = write_image(tmp_path / "new" / f"picture{suffix}", picture)
     blue_green_red = cv2.imread(str(path))
     np.testing.assert_allclose(blue_green_red[10, 15], [0, 0, 200], atol=4)
@@ -95,16 +96,20 @@ def test_pictures_that_cannot_be_written_are_named(tmp_path):
 
 
 def test_results_of_the_first_pictures_are_drawn(tmp_path):
-    truth = {"images": [{"id": 5, "file_name": "sub/a.png"}, {"id": 3, "file_name": "../b.jpg"},
-                        {"id": 9, "file_name": "c.jpg"}],
-             "annotations": [{"id": 1, "image_id": 5, "category_id": 44, "bbox": [50, 60, 200, 300]}],
-             "categories": [{"id": 44, "name": "disc"}]}
+    truth = {
+        "images": [
+            {"id": 5, "file_name": "sub/a.png"},
+            {"id": 3, "file_name": "../b.jpg"},
+            {"id": 9, "file_name": "c.jpg"},
+        ],
+        "annotations": [{"id": 1, "image_id": 5, "category_id": 44, "bbox": [50, 60, 200, 300]}],
+        "categories": [{"id": 44, "name": "disc"}],
+    }
     evaluator = CocoEvaluator(truth, [44], "test")
     boxes = np.array([[[400, 60, 600, 300, 0.9]]] * 3)
     evaluator.add([3, 5, 9], boxes, np.zeros((3, 1)), np.ones((3, 1)))
     paths = draw_results(evaluator, lambda image: grey(), tmp_path / "detections", 2)
-    assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["detections/5_a.png",
-                                                                         "detections/3_b.png"]
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["detections/5_a.png", "detections/3_b.png"]
     first, second = (cv2.imread(str(path)).astype(int) for path in paths)
-    assert np.abs(first[60:360, 50] - second[60:360, 50]).max() > 100      # only the first has a true box
-    assert np.abs(second[180, 400] - class_colour(0)[::-1]).max() < 60     # both have the detection
+    assert np.abs(first[60:360, 50] - second[60:360, 50]).max() > 100  # only the first has a true box
+    assert np.abs(second[180, 400] - class_colour(0)[::-1]).max() < 60  # both have the detection

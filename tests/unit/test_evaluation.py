@@ -1,4 +1,5 @@
 """A data set's evaluation, with a function of arrays in the place of the network."""
+
 import json
 
 import numpy as np
@@ -8,8 +9,9 @@ from src.evaluation import Evaluation
 from tests.unit.picture_sets import config_for, make_coco
 
 
-@pytest.mark.parametrize(("flags", "recall", "max_dets"), [
-    (["--test_max_per_img=120"], 1, [1, 10, 120]), ([], 100 / 120, [1, 10, 100])])
+@pytest.mark.parametrize(
+    ("flags", "recall", "max_dets"), [(["--test_max_per_img=120"], 1, [1, 10, 120]), ([], 100 / 120, [1, 10, 100])]
+)
 def test_test_max_per_img_is_what_counts(tmp_path, flags, recall, max_dets):
     """One image of 120 boxes, all found; the cats are the even ones."""
     rows = make_coco(tmp_path, "val2017", 1, boxes_of=lambda index: 120)["annotations"]

@@ -1,4 +1,5 @@
 """Export: whole, checked and fitting, or not at all."""
+
 import dataclasses
 import stat
 import subprocess
@@ -45,6 +46,7 @@ def export_config(checkpoint, path, **changes):
 
 # --- comparing --------------------------------------------------------------------------------------------------------
 
+
 def detections(*rows):
     """From rows (x1, y1, x2, y2, score, label)."""
     table = np.array(rows, np.float64).reshape(-1, 6)
@@ -54,18 +56,21 @@ def detections(*rows):
 ROW = (10, 20, 30, 40, 0.9, 1)
 
 
-@pytest.mark.parametrize(("expected", "found", "same", "agreement"), [
-    ([], [], 0, 1.0),
-    ([ROW], [], 0, 0.0),
-    ([], [ROW], 0, 0.0),
-    ([ROW], [ROW], 1, 1.0),
-    ([ROW], [(10.5, 20, 30, 40, 0.89, 1)], 1, 1.0),
-    ([ROW], [(11.5, 20, 30, 40, 0.9, 1)], 0, 0.0),             # more than a pixel away
-    ([ROW], [(10, 20, 30, 40, 0.8, 1)], 0, 0.0),               # another score
-    ([ROW], [(10, 20, 30, 40, 0.9, 2)], 0, 0.0),               # another label
-    ([ROW, ROW], [ROW], 1, 0.5),                               # one cannot stand for two
-    ([ROW], [ROW, ROW], 1, 0.5),
-])
+@pytest.mark.parametrize(
+    ("expected", "found", "same", "agreement"),
+    [
+        ([], [], 0, 1.0),
+        ([ROW], [], 0, 0.0),
+        ([], [ROW], 0, 0.0),
+        ([ROW], [ROW], 1, 1.0),
+        ([ROW], [(10.5, 20, 30, 40, 0.89, 1)], 1, 1.0),
+        ([ROW], [(11.5, 20, 30, 40, 0.9, 1)], 0, 0.0),  # more than a pixel away
+        ([ROW], [(10, 20, 30, 40, 0.8, 1)], 0, 0.0),  # another score
+        ([ROW], [(10, 20, 30, 40, 0.9, 2)], 0, 0.0),  # another label
+        ([ROW, ROW], [ROW], 1, 0.5),  # one cannot stand for two
+        ([ROW], [ROW, ROW], 1, 0.5),
+    ],
+)
 def test_which_detections_two_models_share(expected, found, same, agreement):
     difference = compare_detections(detections(*expected), detections(*found))
     assert (difference.num_same, difference.agreement) == (same, agreement)
@@ -73,14 +78,16 @@ def test_which_detections_two_models_share(expected, found, same, agreement):
 
 
 def test_largest_differences_are_those_of_the_nearest_pairs():
-    difference = compare_detections(detections(ROW, (50, 50, 60, 60, 0.5, 0)),
-                                    detections((50, 50.25, 60, 60, 0.49, 0), (10.5, 20, 30, 40, 0.9, 1)))
+    difference = compare_detections(
+        detections(ROW, (50, 50, 60, 60, 0.5, 0)), detections((50, 50.25, 60, 60, 0.49, 0), (10.5, 20, 30, 40, 0.9, 1))
+    )
     assert difference.num_same == 2
     assert difference.box == pytest.approx(0.5)
     assert difference.score == pytest.approx(0.01)
 
 
 # --- exporting --------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(("file_format", "suffix"), [("ONNX", ".onnx"), ("MINDIR", ".mindir")])
 def test_the_file_detects_what_the_checkpoint_detects(tmp_path, checkpoint, file_format, suffix):
@@ -123,8 +130,15 @@ def test_an_onnx_file_needs_no_device(tmp_path, flags):
     """By the program itself; Ascend is the default. This MindSpore is built for CPU."""
     config = config_of(**SETTINGS)
     write_checkpoint(randomise(build_detector(config), seed=5).parameters_dict(), tmp_path / "a.ckpt", notes_of(config))
-    command = [sys.executable, REPO_ROOT / "export.py", "--ckpt_file=a.ckpt", "--file_format=ONNX",
-               "--file_name=model", "--compile_cache_path=", *flags]
+    command = [
+        sys.executable,
+        REPO_ROOT / "export.py",
+        "--ckpt_file=a.ckpt",
+        "--file_format=ONNX",
+        "--file_name=model",
+        "--compile_cache_path=",
+        *flags,
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"))
@@ -140,6 +154,7 @@ def test_other_formats_keep_their_device():
 
 # --- refusing ---------------------------------------------------------------------------------------------------------
 
+
 def refused(config, match):
     """The export raises one message, and an old file of the name stays as it is with nothing beside it."""
     target = exporter.Path(config.file_name).with_suffix(exporter.SUFFIXES[config.file_format])
@@ -151,8 +166,9 @@ def refused(config, match):
 
 
 def test_a_checkpoint_that_does_not_fit_stops_the_export(tmp_path, checkpoint):
-    config = dataclasses.replace(export_config(checkpoint, tmp_path / "model", file_format="ONNX"),
-                                 rcnn_fc_out_channels=48)
+    config = dataclasses.replace(
+        export_config(checkpoint, tmp_path / "model", file_format="ONNX"), rcnn_fc_out_channels=48
+    )
     refused(config, r"rcnn\.shared_fc_0\.weight has shape .*\n")
 
 
@@ -167,6 +183,7 @@ def test_precision_is_a_matter_of_onnx(tmp_path, checkpoint):
 
 def test_a_file_that_detects_something_else_is_not_written(tmp_path, checkpoint, monkeypatch):
     """A graph with other weights, as a bug would make it."""
+
     def wrong(parameters, config):
         return right(parameters | {"rcnn.cls_scores.weight": -parameters["rcnn.cls_scores.weight"]}, config)
 

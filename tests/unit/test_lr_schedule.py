@@ -1,4 +1,5 @@
 """Learning rates against the formulas of the published system, worked out by hand or in numpy."""
+
 import dataclasses
 
 import numpy as np
@@ -70,29 +71,43 @@ def test_multistep_published_milestones():
 def test_multistep_drops_at_the_first_step_of_each_milestone(milestones, steps_per_epoch, epoch_size):
     expected = np.ones(steps_per_epoch * epoch_size)
     for milestone in milestones:
-        expected[milestone * steps_per_epoch:] *= 0.1
+        expected[milestone * steps_per_epoch :] *= 0.1
     np.testing.assert_allclose(multistep_lr(1.0, steps_per_epoch, epoch_size, sorted(milestones)), expected)
 
 
-@pytest.mark.parametrize("base_lr, devices, batch, expected", [
-    (0.02, 8, 2, 0.02),        # what base_lr is meant for
-    (0.02, 1, 2, 0.0025),
-    (0.02, 1, 16, 0.02),
-    (0.016, 4, 1, 0.004),
-    (0.02, 16, 4, 0.08),
-])
+@pytest.mark.parametrize(
+    "base_lr, devices, batch, expected",
+    [
+        (0.02, 8, 2, 0.02),  # what base_lr is meant for
+        (0.02, 1, 2, 0.0025),
+        (0.02, 1, 16, 0.02),
+        (0.016, 4, 1, 0.004),
+        (0.02, 16, 4, 0.08),
+    ],
+)
 def test_base_lr_is_for_sixteen_images_a_step(base_lr, devices, batch, expected):
     assert scaled_base_lr(base_lr, devices, batch) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("lr_type, expected", [
-    # 0.32 * 2 devices * 4 images / 16 = 0.16
-    ("dynamic", [0.01, 0.085, 0.16, 0.15727407, 0.14928203, 0.13656854, 0.12, 0.10070552]),
-    ("multistep", [0.16] * 4 + [0.016] * 4),
-])
+@pytest.mark.parametrize(
+    "lr_type, expected",
+    [
+        # 0.32 * 2 devices * 4 images / 16 = 0.16
+        ("dynamic", [0.01, 0.085, 0.16, 0.15727407, 0.14928203, 0.13656854, 0.12, 0.10070552]),
+        ("multistep", [0.16] * 4 + [0.016] * 4),
+    ],
+)
 def test_learning_rates_of_a_configuration(lr_type, expected):
-    config = dataclasses.replace(load_config([]), base_lr=0.32, batch_size=4, epoch_size=2, lr_type=lr_type,
-                                 warmup_step=2, warmup_ratio=0.0625, milestones=(1,))
+    config = dataclasses.replace(
+        load_config([]),
+        base_lr=0.32,
+        batch_size=4,
+        epoch_size=2,
+        lr_type=lr_type,
+        warmup_step=2,
+        warmup_ratio=0.0625,
+        milestones=(1,),
+    )
     assert learning_rates(config, steps_per_epoch=4, num_devices=2) == pytest.approx(expected, rel=1e-6)
 
 

@@ -1,4 +1,5 @@
 """Detectors as files: the notes they carry, and what loading refuses."""
+
 import dataclasses
 
 import numpy as np
@@ -24,7 +25,7 @@ from tests.unit.FasterRcnn.small_detector import (
 )
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
-INFO = ModelInfo(("Größe, \"quoted\"", "b"), Canvas(128, 64, False), "resnet_v1_50", 0.05, 0.5, 100, "int8")
+INFO = ModelInfo(('Größe, "quoted"', "b"), Canvas(128, 64, False), "resnet_v1_50", 0.05, 0.5, 100, "int8")
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +48,12 @@ def inputs(num_images):
 
 # --- notes ------------------------------------------------------------------------------------------------------------
 
+
 def test_notes_are_read_as_they_were_written(tmp_path):
     assert ModelInfo.from_notes(INFO.notes(), tmp_path) == INFO
     assert INFO.notes()["pixel_mean"] == "[123.675, 116.28, 103.53]"
     assert INFO.notes()["colour_order"] == '"RGB"'
-    assert INFO.notes()["class_names"].startswith('["Größe')     # not as escapes
+    assert INFO.notes()["class_names"].startswith('["Größe')  # not as escapes
     assert "mindspore" in INFO.notes()["versions"]
 
 
@@ -73,18 +75,26 @@ def test_flags_that_contradict_the_file_are_refused():
         INFO.configuration(config_of("--keep_ratio=True", classes=("background", *INFO.class_names)))
 
 
-@pytest.mark.parametrize("flag", ["img_width=192", "test_max_per_img=50", "backbone=resnet_v1.5_50",
-                                  "test_score_thr=0.3", "test_iou_thr=0.3"])
+@pytest.mark.parametrize(
+    "flag",
+    ["img_width=192", "test_max_per_img=50", "backbone=resnet_v1.5_50", "test_score_thr=0.3", "test_iou_thr=0.3"],
+)
 def test_every_flag_about_what_the_file_holds_may_repeat_but_not_contradict(flag):
     key, _, value = flag.partition("=")
     with pytest.raises(UserError, match=f"--{key} is {value}, but the model was exported with"):
         INFO.configuration(load_config([f"--{flag}"]))
-    same = {"img_width": 128, "test_max_per_img": 100, "backbone": "resnet_v1_50", "test_score_thr": 0.05,
-            "test_iou_thr": 0.5}
+    same = {
+        "img_width": 128,
+        "test_max_per_img": 100,
+        "backbone": "resnet_v1_50",
+        "test_score_thr": 0.05,
+        "test_iou_thr": 0.5,
+    }
     assert INFO.configuration(load_config([f"--{key}={same[key]}"])).class_names == INFO.class_names
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["missing.onnx", "missing.ckpt", "missing.mindir", "folder.onnx", "model.pth"])
 def test_what_is_no_model_is_named(tmp_path, name):
@@ -104,8 +114,9 @@ def test_a_damaged_file_is_named(tmp_path, files, suffix, content):
 
 
 def test_an_onnx_file_of_another_network_is_refused(tmp_path):
-    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y) '
-                                    "{ y = Relu(x) }")
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
+    )
     onnx.save(model, tmp_path / "relu.onnx")
     with pytest.raises(UserError, match=r"relu\.onnx has 1 inputs and 1 outputs"):
         load_model(tmp_path / "relu.onnx", config_of())
@@ -166,7 +177,7 @@ def test_a_class_name_with_a_comma_is_noted_whole(tmp_path):
     classes = ("background", "salt, pepper", "leaf")
     config = dataclasses.replace(config_of(classes=classes, **SETTINGS), save_checkpoint_path=str(tmp_path))
     Checkpoints(config, Device("CPU")).save(build_detector(config), config.epoch_size, 1)
-    path, = tmp_path.rglob("*.ckpt")
+    (path,) = tmp_path.rglob("*.ckpt")
     silent = dataclasses.replace(config_of(**SETTINGS), command_line=frozenset())
     assert load_model(path, silent).info.class_names == classes[1:]
 
@@ -179,13 +190,14 @@ def test_flags_that_contradict_the_classes_noted_in_a_checkpoint_are_refused(fil
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
+
 def test_a_checkpoint_and_its_onnx_file_detect_the_same(files):
     config = config_of(**SETTINGS)
     images, metas = inputs(3)
     checkpoint, exported = (load_model(files / f"detector.{suffix}", config) for suffix in ("ckpt", "onnx"))
     for index in range(3):
-        expected = checkpoint(images[index:index + 1], metas[index:index + 1])
-        found = exported(images[index:index + 1], metas[index:index + 1])
+        expected = checkpoint(images[index : index + 1], metas[index : index + 1])
+        found = exported(images[index : index + 1], metas[index : index + 1])
         assert expected[2].any()
         np.testing.assert_allclose(found[0], expected[0], atol=1e-3)
         assert (found[1] == expected[1]).all() and (found[2] == expected[2]).all()
@@ -204,14 +216,21 @@ def test_a_fixed_batch_is_filled_up_and_cut():
     assert (first == images[:, 0, 0, :5]).all() and (second == metas).all() and len(third) == 3
 
 
-@pytest.mark.parametrize("images, metas, expected", [
-    (np.zeros((1, 64, 128, 3), np.float32), np.zeros((1, 4), np.float32), r"\(1, 64, 128, 3\); expected float32 \(B,"),
-    (np.zeros((1, 3, 64, 128), np.uint8), np.zeros((1, 4), np.float32), "image is uint8"),
-    (np.zeros((3, 64, 128), np.float32), np.zeros((1, 4), np.float32), "expected float32"),
-    (np.zeros((1, 3, 64, 128), np.float32), np.zeros((1, 3), np.float32), r"metadata is float32 \(1, 3\)"),
-    (np.zeros((3, 3, 64, 128), np.float32), np.zeros((3, 4), np.float32), "up to 2"),
-    (np.zeros((2, 3, 64, 128), np.float32), np.zeros((1, 4), np.float32), "as many of both"),
-])
+@pytest.mark.parametrize(
+    "images, metas, expected",
+    [
+        (
+            np.zeros((1, 64, 128, 3), np.float32),
+            np.zeros((1, 4), np.float32),
+            r"\(1, 64, 128, 3\); expected float32 \(B,",
+        ),
+        (np.zeros((1, 3, 64, 128), np.uint8), np.zeros((1, 4), np.float32), "image is uint8"),
+        (np.zeros((3, 64, 128), np.float32), np.zeros((1, 4), np.float32), "expected float32"),
+        (np.zeros((1, 3, 64, 128), np.float32), np.zeros((1, 3), np.float32), r"metadata is float32 \(1, 3\)"),
+        (np.zeros((3, 3, 64, 128), np.float32), np.zeros((3, 4), np.float32), "up to 2"),
+        (np.zeros((2, 3, 64, 128), np.float32), np.zeros((1, 4), np.float32), "as many of both"),
+    ],
+)
 def test_wrong_inputs_name_what_was_expected_and_given(images, metas, expected):
     with pytest.raises(UserError, match=expected):
         Model("m", INFO, 2, echo, config_of())(images, metas)

@@ -1,4 +1,5 @@
 """The training step and loop on a network of two trainable parameters, against the same arithmetic in numpy."""
+
 import dataclasses
 import io
 import logging
@@ -21,14 +22,7 @@ from mindspore import dataset as ds
 from src.convert_checkpoint import load_detector, read_checkpoint, write_checkpoint
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
-from src.network_define import (
-    Checkpoints,
-    LossLog,
-    TrainStep,
-    build_step,
-    check_start,
-    train,
-)
+from src.network_define import Checkpoints, LossLog, TrainStep, build_step, check_start, train
 from src.optimizer import SGD, build_optimizer
 from src.run_files import find_old_run
 from src.runtime import Device
@@ -38,9 +32,11 @@ CPU = Device("CPU")
 WEIGHT, BIAS, FIXED = np.float32([1.0, -2.0]), np.float32([0.5]), np.float32([7.0])
 # The losses of the line in the published documentation; at its end the learning rate, as the published code writes it.
 PUBLISHED = (0.12054, 0.40601, 0.04025, 0.08032, 0.25854, 0.14746)
-PUBLISHED_LINE = ("epoch: 1 step: 7393, rpn_loss: 0.12054, rcnn_loss: 0.40601, rpn_cls_loss: 0.04025, "
-                  "rpn_reg_loss: 0.08032, rcnn_cls_loss: 0.25854, rcnn_reg_loss: 0.14746, total_loss: 0.52655, "
-                  "lr: 0.000250")
+PUBLISHED_LINE = (
+    "epoch: 1 step: 7393, rpn_loss: 0.12054, rcnn_loss: 0.40601, rpn_cls_loss: 0.04025, "
+    "rpn_reg_loss: 0.08032, rcnn_cls_loss: 0.25854, rcnn_reg_loss: 0.14746, total_loss: 0.52655, "
+    "lr: 0.000250"
+)
 
 
 class TinyDetector(nn.Cell):
@@ -59,9 +55,8 @@ class TinyDetector(nn.Cell):
     def construct(self, image, image_shape, box, label, valid):
         x, aim = image.mean(0), box.mean(0)
         rpn_cls, rpn_reg = (self.weight * x).sum(), ((self.weight - aim) ** 2).sum()
-        rcnn_cls, rcnn_reg = self.fixed.sum(), (self.bias ** 2).sum()
-        return (2 * rpn_cls ** 2 + 0.5 * rpn_reg, 0.1 * rcnn_cls + 3 * rcnn_reg,
-                rpn_cls ** 2, rpn_reg, rcnn_cls, rcnn_reg)
+        rcnn_cls, rcnn_reg = self.fixed.sum(), (self.bias**2).sum()
+        return (2 * rpn_cls**2 + 0.5 * rpn_reg, 0.1 * rcnn_cls + 3 * rcnn_reg, rpn_cls**2, rpn_reg, rcnn_cls, rcnn_reg)
 
 
 class LogDetector(TinyDetector):
@@ -76,13 +71,13 @@ class RootDetector(TinyDetector):
     """Its loss is the length of w times the root of the label: 0 at label 0, where its gradient is not finite."""
 
     def construct(self, image, image_shape, box, label, valid):
-        loss, zero = ((self.weight ** 2).sum() * label.mean()).sqrt(), self.bias.sum() * 0
+        loss, zero = ((self.weight**2).sum() * label.mean()).sqrt(), self.bias.sum() * 0
         return loss, zero, loss, zero, zero, zero
 
 
 def numpy_losses(weight, bias, x, aim):
     """The six losses of TinyDetector."""
-    rpn_cls, rpn_reg, rcnn_reg = (weight @ x) ** 2, ((weight - aim) ** 2).sum(), (bias ** 2).sum()
+    rpn_cls, rpn_reg, rcnn_reg = (weight @ x) ** 2, ((weight - aim) ** 2).sum(), (bias**2).sum()
     return np.array([2 * rpn_cls + 0.5 * rpn_reg, 0.1 * FIXED[0] + 3 * rcnn_reg, rpn_cls, rpn_reg, FIXED[0], rcnn_reg])
 
 
@@ -101,7 +96,7 @@ def numpy_sgd(samples, rates, momentum, weight_decay, clip_norm=None):
         losses.append(numpy_losses(*params, x, aim))
         gradients = numpy_gradients(*params, x, aim)
         if clip_norm is not None:
-            norm = np.sqrt(sum((gradient ** 2).sum() for gradient in gradients))
+            norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
             gradients = [gradient * min(1, clip_norm / norm) for gradient in gradients]
         for k, gradient in enumerate(gradients):
             speeds[k] = momentum * speeds[k] + gradient + weight_decay * params[k]
@@ -118,8 +113,13 @@ def samples_of(count, seed=0):
 def batch_of(x, aim, label=1.0):
     """A batch of two rows whose means are x and the aim."""
     shift = np.float32([[0.25], [-0.25]])
-    return (Tensor(x + shift), Tensor(np.ones((2, 3), np.float32)), Tensor(aim + shift),
-            Tensor(np.full(2, label, np.float32)), Tensor(np.ones(2, bool)))
+    return (
+        Tensor(x + shift),
+        Tensor(np.ones((2, 3), np.float32)),
+        Tensor(aim + shift),
+        Tensor(np.full(2, label, np.float32)),
+        Tensor(np.ones(2, bool)),
+    )
 
 
 def steps_of(step, samples):
@@ -151,8 +151,17 @@ def defaults():
 def config(defaults, tmp_path, monkeypatch):
     """Two short epochs; everything is written below tmp_path, which is the current folder."""
     monkeypatch.chdir(tmp_path)
-    return dataclasses.replace(defaults, epoch_size=2, batch_size=2, base_lr=0.08, warmup_step=2, warmup_ratio=0.5,
-                               weight_decay=0.1, milestones=(1,), save_checkpoint_path=str(tmp_path / "out"))
+    return dataclasses.replace(
+        defaults,
+        epoch_size=2,
+        batch_size=2,
+        base_lr=0.08,
+        warmup_step=2,
+        warmup_ratio=0.5,
+        weight_decay=0.1,
+        milestones=(1,),
+        save_checkpoint_path=str(tmp_path / "out"),
+    )
 
 
 @pytest.fixture
@@ -184,6 +193,7 @@ def make_step(rates=0.1, momentum=0.9, weight_decay=0.0, **options):
 
 # ---- the step
 
+
 def test_sgd_follows_numpy_over_several_steps():
     samples, rates = samples_of(5), [0.01, 0.05, 0.02, 0.1, 0.03]
     network, step = make_step(Tensor(rates, ms.float32), momentum=0.91, weight_decay=0.1)
@@ -208,7 +218,7 @@ def test_result_does_not_depend_on_the_loss_scale(loss_scale, clip_norm):
     network, step = make_step(0.02, weight_decay=0.1, loss_scale=loss_scale, clip_norm=clip_norm)
     losses = steps_of(step, samples)
     expected, weight, bias = numpy_sgd(samples, [0.02] * 3, 0.9, 0.1, clip_norm)
-    np.testing.assert_allclose(losses, expected, rtol=2e-5)     # the losses returned are not scaled either
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)  # the losses returned are not scaled either
     np.testing.assert_allclose(network.weight.asnumpy(), weight, rtol=2e-5)
     np.testing.assert_allclose(network.bias.asnumpy(), bias, rtol=2e-5)
 
@@ -295,7 +305,7 @@ def test_scales_and_shifts_do_not_decay():
 def test_sgd_with_parameters_of_equal_shapes():
     """They share what marks an empty momentum; a zero in the first gradient leaves none."""
     rng = np.random.default_rng(6)
-    gradients = rng.normal(size=(4, 3, 2)).astype(np.float32)       # steps, parameters, values
+    gradients = rng.normal(size=(4, 3, 2)).astype(np.float32)  # steps, parameters, values
     gradients[0, 0, 0] = 0
     params = [Parameter(Tensor(np.full(2, k, np.float32)), name=f"backbone.{k}") for k in range(3)]
     sgd = SGD(params, [0.1, 0.2, 0.05, 0.3], 0.9, 0.0)
@@ -320,16 +330,16 @@ def numpy_adam(samples, rates, weight_decay):
         weight_gradient, bias_gradient = numpy_gradients(*params, x, aim)
         for k, gradient in enumerate((weight_gradient + weight_decay * params[0], bias_gradient)):
             means[k] = 0.9 * means[k] + 0.1 * gradient
-            squares[k] = 0.999 * squares[k] + 0.001 * gradient ** 2
-            root = np.sqrt(squares[k] / (1 - 0.999 ** t))
-            params[k] = params[k] - rate * means[k] / (1 - 0.9 ** t) / (root + 1e-8)
+            squares[k] = 0.999 * squares[k] + 0.001 * gradient**2
+            root = np.sqrt(squares[k] / (1 - 0.999**t))
+            params[k] = params[k] - rate * means[k] / (1 - 0.9**t) / (root + 1e-8)
     return params
 
 
 @pytest.mark.parametrize("loss_scale, weight_decay", [(1.0, 0.0), (256.0, 0.0), (1.0, 0.5)])
 def test_adam(config, loss_scale, weight_decay):
     samples, rates = samples_of(3, seed=4), [0.1, 0.2, 0.05]
-    network = ShiftDetector()       # its bias does not decay
+    network = ShiftDetector()  # its bias does not decay
     config = dataclasses.replace(config, opt_type="adam", weight_decay=weight_decay)
     step = TrainStep(network, build_optimizer(config, network, rates), loss_scale)
     step.set_train()
@@ -361,14 +371,18 @@ def test_batch_norm_statistics_move_once_a_step():
 
 # ---- the start
 
-@pytest.mark.parametrize("pre_trained, frozen_stages, norm_eval, starts", [
-    ("resnet.ckpt", 1, True, True),
-    ("", 1, True, False),
-    ("", 0, False, False),
-    ("", -1, True, False),
-    ("", -1, False, True),
-    ("resnet.ckpt", -1, False, True),
-])
+
+@pytest.mark.parametrize(
+    "pre_trained, frozen_stages, norm_eval, starts",
+    [
+        ("resnet.ckpt", 1, True, True),
+        ("", 1, True, False),
+        ("", 0, False, False),
+        ("", -1, True, False),
+        ("", -1, False, True),
+        ("resnet.ckpt", -1, False, True),
+    ],
+)
 def test_random_layers_are_never_fixed(defaults, pre_trained, frozen_stages, norm_eval, starts):
     config = dataclasses.replace(defaults, pre_trained=pre_trained, frozen_stages=frozen_stages, norm_eval=norm_eval)
     if starts:
@@ -381,6 +395,7 @@ def test_random_layers_are_never_fixed(defaults, pre_trained, frozen_stages, nor
 
 
 # ---- the log
+
 
 def test_log_line_is_the_published_one(config):
     config = dataclasses.replace(config, epoch_size=1)
@@ -403,9 +418,13 @@ def test_log_has_a_line_every_interval_at_once(config):
         for epoch in (1, 2):
             for step in range(1, 8):
                 log.write(epoch, step, PUBLISHED)
-        lines = Path("loss_0.log").read_text().splitlines()     # while it is still open: a killed run keeps its log
+        lines = Path("loss_0.log").read_text().splitlines()  # while it is still open: a killed run keeps its log
     assert [line.split(",")[0] for line in lines] == [
-        "epoch: 1 step: 3", "epoch: 1 step: 6", "epoch: 2 step: 3", "epoch: 2 step: 6"]
+        "epoch: 1 step: 3",
+        "epoch: 1 step: 6",
+        "epoch: 2 step: 3",
+        "epoch: 2 step: 6",
+    ]
 
 
 def test_every_rank_has_its_own_log(config):
@@ -424,7 +443,7 @@ def test_loss_that_is_not_finite_stops_and_is_logged(config, bad, position):
         log.write(1, 1, PUBLISHED)
         with pytest.raises(UserError, match="finite") as error:
             log.write(1, 2, losses)
-    line, = Path("loss_0.log").read_text().splitlines()
+    (line,) = Path("loss_0.log").read_text().splitlines()
     assert line.startswith("epoch: 1 step: 2, rpn_loss: ")
     assert line in str(error.value)
 
@@ -433,8 +452,10 @@ def test_loss_that_is_not_finite_stops_and_is_logged(config, bad, position):
 def test_a_run_that_is_going_on_is_left_alone(config, keep):
     """Its log is empty while the first step is compiled; the lock goes with the process, so none is ever left over."""
     config = dataclasses.replace(config, keep_old_run=keep)
-    with (LossLog(config, CPU, 1, [0.1] * 2),
-          pytest.raises(UserError, match=rf"still going on here and writes {Path.cwd()}/loss_0\.log")):
+    with (
+        LossLog(config, CPU, 1, [0.1] * 2),
+        pytest.raises(UserError, match=rf"still going on here and writes {Path.cwd()}/loss_0\.log"),
+    ):
         find_old_run(config)
     find_old_run(config)
 
@@ -448,14 +469,15 @@ def test_log_file_that_cannot_be_opened_is_named(config):
 def read_events(folder):
     """Scalars of TensorBoard's files: (tag, step) -> value."""
     from tensorboardX.proto.event_pb2 import Event
+
     scalars = {}
     for path in Path(folder).iterdir():
         data = path.read_bytes()
         while data:
-            length = int.from_bytes(data[:8], "little")     # length, its checksum, record, its checksum
-            event = Event.FromString(data[12:12 + length])
+            length = int.from_bytes(data[:8], "little")  # length, its checksum, record, its checksum
+            event = Event.FromString(data[12 : 12 + length])
             scalars |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-            data = data[16 + length:]
+            data = data[16 + length :]
     return scalars
 
 
@@ -465,8 +487,16 @@ def test_tensorboard_gets_losses_and_learning_rate(config):
         for epoch, step in ((1, 1), (1, 2), (2, 1), (2, 2)):
             log.write(epoch, step, PUBLISHED)
     scalars = read_events("summary")
-    assert {tag for tag, _ in scalars} == {"rpn_loss", "rcnn_loss", "rpn_cls_loss", "rpn_reg_loss", "rcnn_cls_loss",
-                                           "rcnn_reg_loss", "total_loss", "learning_rate"}
+    assert {tag for tag, _ in scalars} == {
+        "rpn_loss",
+        "rcnn_loss",
+        "rpn_cls_loss",
+        "rpn_reg_loss",
+        "rcnn_cls_loss",
+        "rcnn_reg_loss",
+        "total_loss",
+        "learning_rate",
+    }
     assert [scalars["learning_rate", step] for step in (1, 2, 3, 4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert scalars["rcnn_cls_loss", 3] == pytest.approx(0.25854)
     assert scalars["total_loss", 4] == pytest.approx(0.52655)
@@ -498,9 +528,9 @@ def test_terminal_shows_a_bar_with_rate_and_time_left(config, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     write_steps(config, 30)
     shown = sys.stderr.getvalue()
-    assert "60/60" in shown         # steps of both epochs
+    assert "60/60" in shown  # steps of both epochs
     assert "step/s" in shown
-    assert "<" in shown             # tqdm's mark between time gone and time left
+    assert "<" in shown  # tqdm's mark between time gone and time left
     assert "0.5265" in shown or "0.527" in shown
 
 
@@ -509,7 +539,7 @@ def test_plain_lines_where_there_is_no_terminal(config, monkeypatch, info):
     write_steps(config, 30)
     assert sys.stderr.getvalue() == ""
     lines = [record.message for record in info.records if "0.52655" in record.message]
-    assert 4 <= len(lines) <= 30    # some for every epoch, far fewer than steps
+    assert 4 <= len(lines) <= 30  # some for every epoch, far fewer than steps
     assert "epoch 2/2 step 30/30" in lines[-1]
     assert "left" in lines[-1]
 
@@ -531,18 +561,22 @@ def test_only_rank_0_talks(config, monkeypatch, info):
 
 # ---- checkpoints
 
+
 def saved_names(config, rank=0):
     folder = Path(config.save_checkpoint_path) / f"ckpt_{rank}"
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-@pytest.mark.parametrize("every, epochs, keep, expected", [
-    (1, 3, 5, ["faster_rcnn-1_7.ckpt", "faster_rcnn-2_7.ckpt", "faster_rcnn-3_7.ckpt"]),
-    (2, 5, 5, ["faster_rcnn-2_7.ckpt", "faster_rcnn-4_7.ckpt", "faster_rcnn-5_7.ckpt"]),    # the last is always saved
-    (10, 3, 5, ["faster_rcnn-3_7.ckpt"]),
-    (1, 6, 2, ["faster_rcnn-5_7.ckpt", "faster_rcnn-6_7.ckpt"]),
-    (1, 12, 3, ["faster_rcnn-10_7.ckpt", "faster_rcnn-11_7.ckpt", "faster_rcnn-12_7.ckpt"]),
-])
+@pytest.mark.parametrize(
+    "every, epochs, keep, expected",
+    [
+        (1, 3, 5, ["faster_rcnn-1_7.ckpt", "faster_rcnn-2_7.ckpt", "faster_rcnn-3_7.ckpt"]),
+        (2, 5, 5, ["faster_rcnn-2_7.ckpt", "faster_rcnn-4_7.ckpt", "faster_rcnn-5_7.ckpt"]),  # the last is always saved
+        (10, 3, 5, ["faster_rcnn-3_7.ckpt"]),
+        (1, 6, 2, ["faster_rcnn-5_7.ckpt", "faster_rcnn-6_7.ckpt"]),
+        (1, 12, 3, ["faster_rcnn-10_7.ckpt", "faster_rcnn-11_7.ckpt", "faster_rcnn-12_7.ckpt"]),
+    ],
+)
 def test_checkpoints_due_and_kept(config, every, epochs, keep, expected):
     config = dataclasses.replace(config, save_checkpoint_epochs=every, epoch_size=epochs, keep_checkpoint_max=keep)
     checkpoints, network = Checkpoints(config, CPU), TinyDetector()
@@ -600,9 +634,9 @@ def test_a_network_without_a_score_is_never_the_best(config, info, score):
     path = Path(config.save_checkpoint_path) / "best_ckpt" / "best.ckpt"
     best = checkpoints.keep_best(network, score, -math.inf)
     assert not path.exists()
-    line, = [record.message for record in info.records if "nothing to score" in record.message]
+    (line,) = [record.message for record in info.records if "nothing to score" in record.message]
     assert line.startswith(f"AP is {score:g}: ")
-    best = checkpoints.keep_best(network, 0.0, best)        # 0 is a score: something was there and was not found
+    best = checkpoints.keep_best(network, 0.0, best)  # 0 is a score: something was there and was not found
     assert path.exists()
     assert best == 0.0
     path.unlink()
@@ -631,8 +665,9 @@ def checkpoint(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("failed to save"),
-                                   KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("failed to save"), KeyboardInterrupt()]
+)
 def test_failed_write_keeps_the_old_file(checkpoint, monkeypatch, error):
     before = checkpoint.read_bytes()
 
@@ -697,8 +732,12 @@ def killed(tmp_path_factory):
     """Ten checkpoints whose writers were killed by SIGKILL at a random moment of overwriting them."""
     folder = tmp_path_factory.mktemp("killed")
     paths = [folder / str(k) / "ckpt_0" / "faster_rcnn-9_3.ckpt" for k in range(10)]
-    writers = subprocess.Popen([sys.executable, "-c", WRITERS, *paths], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               env={**os.environ, "PYTHONPATH": str(REPO_ROOT)})
+    writers = subprocess.Popen(
+        [sys.executable, "-c", WRITERS, *paths],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
+    )
     for child in writers.stdout.readline().split():
         time.sleep(random.uniform(0.05, 0.15))
         os.kill(int(child), signal.SIGKILL)
@@ -714,7 +753,7 @@ def test_checkpoint_survives_a_kill_at_any_moment(killed):
         assert [value.shape for value in values] == [(100_000,)] * 4
         counts.append(values[0][0])
         assert all((value == counts[-1]).all() for value in values)
-    assert max(counts) > 1      # the writers were at work
+    assert max(counts) > 1  # the writers were at work
 
 
 def test_checkpoint_can_be_written_again_after_a_kill(killed):
@@ -732,13 +771,22 @@ def test_next_run_removes_the_parts_that_a_kill_left(config, killed):
 
 # ---- the loop
 
+
 @pytest.fixture(scope="module")
 def trained(defaults, tmp_path_factory):
     """One run of two epochs of three steps with evaluation; returns its folder and what the evaluation saw."""
     folder = tmp_path_factory.mktemp("trained")
     config = dataclasses.replace(
-        defaults, epoch_size=2, batch_size=2, base_lr=0.08, warmup_step=2, warmup_ratio=0.5, weight_decay=0.1,
-        log_summary=True, save_checkpoint_path=str(folder / "out"))
+        defaults,
+        epoch_size=2,
+        batch_size=2,
+        base_lr=0.08,
+        warmup_step=2,
+        warmup_ratio=0.5,
+        weight_decay=0.1,
+        log_summary=True,
+        save_checkpoint_path=str(folder / "out"),
+    )
     network, seen = TinyDetector(), []
 
     def evaluate():
@@ -783,7 +831,11 @@ def test_train_saves_checkpoints_that_load(trained):
     folder, network, _ = trained
     written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert [name for name in written if not name.startswith("summary/")] == [
-        "loss_0.log", "out/best_ckpt/best.ckpt", "out/ckpt_0/faster_rcnn-1_3.ckpt", "out/ckpt_0/faster_rcnn-2_3.ckpt"]
+        "loss_0.log",
+        "out/best_ckpt/best.ckpt",
+        "out/ckpt_0/faster_rcnn-1_3.ckpt",
+        "out/ckpt_0/faster_rcnn-2_3.ckpt",
+    ]
     fresh = load_detector(TinyDetector(), folder / "out/ckpt_0/faster_rcnn-2_3.ckpt")
     np.testing.assert_array_equal(fresh.weight.asnumpy(), network.weight.asnumpy())
 
@@ -791,7 +843,7 @@ def test_train_saves_checkpoints_that_load(trained):
 def test_train_keeps_the_best_network(trained):
     folder, network, seen = trained
     best = load_detector(TinyDetector(), folder / "out/best_ckpt/best.ckpt")
-    np.testing.assert_array_equal(best.weight.asnumpy(), seen[0])       # AP 0.4 after the first epoch, then 0.2
+    np.testing.assert_array_equal(best.weight.asnumpy(), seen[0])  # AP 0.4 after the first epoch, then 0.2
     assert not np.array_equal(seen[0], network.weight.asnumpy())
 
 
@@ -803,8 +855,9 @@ def test_train_writes_tensorboard_files(trained):
     assert scalars["total_loss", 6] == pytest.approx(losses[5][0] + losses[5][1], rel=1e-4)
 
 
-@pytest.mark.parametrize("epoch_size, interval, evaluated", [
-    (5, 2, [2, 4, 5]), (4, 2, [2, 4]), (3, 1, [1, 2, 3]), (3, 10, [3]), (1, 1, [1])])
+@pytest.mark.parametrize(
+    "epoch_size, interval, evaluated", [(5, 2, [2, 4, 5]), (4, 2, [2, 4]), (3, 1, [1, 2, 3]), (3, 10, [3]), (1, 1, [1])]
+)
 def test_train_evaluates_every_interval_and_at_the_end(config, epoch_size, interval, evaluated):
     config = dataclasses.replace(config, epoch_size=epoch_size, interval=interval, save_checkpoint=False)
     epochs = []
@@ -820,13 +873,20 @@ def test_train_evaluates_every_interval_and_at_the_end(config, epoch_size, inter
 def test_train_says_the_rule_of_the_learning_rate(config, info):
     train(TinyDetector(), train_data(samples_of(1)), config, CPU)
     line = next(record.message for record in info.records if "learning rate" in record.message)
-    for part in ("0.01", "0.08", "16", "dynamic"):      # 0.01 = 0.08 * 1 device * batch 2 / 16
+    for part in ("0.01", "0.08", "16", "dynamic"):  # 0.01 = 0.08 * 1 device * batch 2 / 16
         assert part in line
 
 
 def test_clipping_is_chosen_by_the_configuration(config):
-    config = dataclasses.replace(config, epoch_size=1, grad_clip=True, grad_clip_norm=0.3, lr_type="multistep",
-                                 milestones=(), save_checkpoint=False)
+    config = dataclasses.replace(
+        config,
+        epoch_size=1,
+        grad_clip=True,
+        grad_clip_norm=0.3,
+        lr_type="multistep",
+        milestones=(),
+        save_checkpoint=False,
+    )
     network = TinyDetector()
     train(network, train_data(samples_of(2)), config, CPU)
     _, weight, bias = numpy_sgd(samples_of(2), [0.01] * 2, 0.91, 0.1, clip_norm=0.3)
@@ -846,7 +906,7 @@ def test_nan_stops_training_and_spares_the_checkpoints(config):
     lines = Path("loss_0.log").read_text().splitlines()
     assert len(lines) == 2
     assert "rpn_loss: nan" in lines[1]
-    assert "200, 201" in str(error.value)       # the pictures of the batch
+    assert "200, 201" in str(error.value)  # the pictures of the batch
     assert "100" not in str(error.value)
 
 

@@ -1,4 +1,5 @@
 """The ONNX graph, run by ONNX Runtime, against the detector in numpy, against cases by hand, and its form."""
+
 import dataclasses
 from collections import Counter
 
@@ -22,11 +23,11 @@ from tests.unit.FasterRcnn.small_detector import (
     randomise,
 )
 
-SCALES = ((0.5, 0.8), (1.6, 1.25), (1.0, 2.0))               # scale_h, scale_w of each image
+SCALES = ((0.5, 0.8), (1.6, 1.25), (1.0, 2.0))  # scale_h, scale_w of each image
 METAS = np.float32([(*CANVAS, *scales) for scales in SCALES])
 # RoIs of 20, 40 and 80 pixels begin the next level: all four have some. One block of layer2 does not change shapes.
 VALUES = SETTINGS | {"roi_align_finest_scale": 10, "resnet_block": (1, 2, 1, 1)}
-CASES = {                                                    # seed of the weights, configuration
+CASES = {  # seed of the weights, configuration
     "published": (49, {}),
     "stride on the first convolution": (52, {"backbone": "resnet_v1_50"}),
     "symmetric pool": (52, {"stem_pool_pad": "symmetric"}),
@@ -43,8 +44,13 @@ class Definition(NumpyDetector):
     """The detector in numpy with the values of a configuration."""
 
     def __init__(self, net, config, images):
-        super().__init__(net, images, blocks=config.resnet_block, symmetric_pool=config.stem_pool_pad == "symmetric",
-                         stride_on_first=config.backbone == "resnet_v1_50")
+        super().__init__(
+            net,
+            images,
+            blocks=config.resnet_block,
+            symmetric_pool=config.stem_pool_pad == "symmetric",
+            stride_on_first=config.backbone == "resnet_v1_50",
+        )
         self.config = config
 
     def rois(self, image):
@@ -57,17 +63,28 @@ class Definition(NumpyDetector):
 
     def levels(self):
         """Pyramid levels that the RoIs of all images lie on."""
-        return {reference.roi_level(roi, self.config.roi_align_finest_scale)
-                for image in range(len(self.images)) for roi in self.rois(image)}
+        return {
+            reference.roi_level(roi, self.config.roi_align_finest_scale)
+            for image in range(len(self.images))
+            for roi in self.rois(image)
+        }
 
     def detections(self, image, scale):
         """Rows (x1, y1, x2, y2, score, label), best first."""
         config, rois = self.config, self.rois(image)
-        features = [feature[image:image + 1] for feature in self.features]
+        features = [feature[image : image + 1] for feature in self.features]
         pooled = reference.roi_align(rois[None], features, config.roi_align_finest_scale)
-        return reference.detections(*self.layers.box_head(pooled, "rcnn."), rois, np.ones(len(rois), bool), scale,
-                                    CANVAS, score_thr=config.test_score_thr, iou_thr=config.test_iou_thr,
-                                    max_num=config.test_max_per_img, margin=MARGIN)
+        return reference.detections(
+            *self.layers.box_head(pooled, "rcnn."),
+            rois,
+            np.ones(len(rois), bool),
+            scale,
+            CANVAS,
+            score_thr=config.test_score_thr,
+            iou_thr=config.test_iou_thr,
+            max_num=config.test_max_per_img,
+            margin=MARGIN,
+        )
 
 
 def run(model, images, metas):
@@ -122,6 +139,7 @@ def published():
 
 # ---- what it computes
 
+
 def test_detections_equal_the_definition(case):
     outputs = case.run()
     for image, expected in enumerate(case.expected):
@@ -145,7 +163,7 @@ def test_a_picture_alone_is_detected_as_in_a_batch(case):
     model = build_onnx(case.parameters, case.config)
     together = run(model, case.images, METAS)
     for image in range(3):
-        alone = run(model, case.images[image:image + 1], METAS[image:image + 1])
+        alone = run(model, case.images[image : image + 1], METAS[image : image + 1])
         assert [len(output) for output in alone] == [1, 1, 1]
         assert_equal_rows(alone, 0, case.expected[image])
         np.testing.assert_allclose(alone[0][0], together[0][image], atol=1e-4)
@@ -190,7 +208,10 @@ def test_only_the_best_rows(published):
     config, _ = published.changed(test_max_per_img=7)
     outputs = published.run(config)
     assert [(output.shape, output.dtype) for output in outputs] == [
-        ((3, 7, 5), np.float32), ((3, 7, 1), np.int32), ((3, 7, 1), bool)]
+        ((3, 7, 5), np.float32),
+        ((3, 7, 1), np.int32),
+        ((3, 7, 1), bool),
+    ]
     for image, expected in enumerate(published.expected):
         assert_equal_rows(outputs, image, expected[:7])
 
@@ -212,6 +233,7 @@ def test_pictures_without_detections(published):
 
 # ---- cases by hand: without weights, every cell has the scores of the biases and every box is its anchor
 
+
 def hand_made(class_bias, weights=None, **changes):
     """Detections (n, 6) of a black picture by a network that prefers square anchors; all else is 0 but the weights.
 
@@ -226,8 +248,9 @@ def hand_made(class_bias, weights=None, **changes):
     parameters["rcnn.cls_scores.bias"][:] = class_bias
     for name, value in (weights or {}).items():
         parameters[name][:] = value
-    boxes, labels, mask = run(build_onnx(parameters, config), np.zeros((1, 3, *CANVAS), np.float32),
-                              np.float32([(*CANVAS, 1, 1)]))
+    boxes, labels, mask = run(
+        build_onnx(parameters, config), np.zeros((1, 3, *CANVAS), np.float32), np.float32([(*CANVAS, 1, 1)])
+    )
     return np.concatenate([boxes[0], labels[0]], axis=1)[mask[0, :, 0]]
 
 
@@ -246,10 +269,13 @@ def test_a_detection_goes_when_its_iou_is_above_the_threshold(threshold, boxes):
     assert hand_made([0, 2], test_iou_thr=threshold)[:, :4].tolist() == boxes
 
 
-@pytest.mark.parametrize(("threshold", "boxes"), [
-    (17 / 21, [FIRST, SECOND]),
-    (17 / 21 - 1e-6, [FIRST, [0, 0, 35, 35]]),              # the first square anchor of level 1
-])
+@pytest.mark.parametrize(
+    ("threshold", "boxes"),
+    [
+        (17 / 21, [FIRST, SECOND]),
+        (17 / 21 - 1e-6, [FIRST, [0, 0, 35, 35]]),  # the first square anchor of level 1
+    ],
+)
 def test_a_proposal_goes_when_its_iou_is_above_the_threshold(threshold, boxes):
     assert hand_made([0, 2], rpn_nms_thr=threshold)[:, :4].tolist() == boxes
 
@@ -285,14 +311,18 @@ def test_level_of_an_roi(finest_scale, level):
     The pixels of level l are l, and the layers of the box head take averages, so that l is the logit of the class.
     """
     weights = {f"fpn_neck.fpn_convs_list.{number}.bias": number for number in range(4)}
-    weights |= {"rcnn.shared_fc_0.weight": 1 / (16 * 7 * 7), "rcnn.shared_fc_1.weight": 1 / 32,
-                "rcnn.cls_scores.weight": [0, 1 / 32]}
+    weights |= {
+        "rcnn.shared_fc_0.weight": 1 / (16 * 7 * 7),
+        "rcnn.shared_fc_1.weight": 1 / 32,
+        "rcnn.cls_scores.weight": [0, 1 / 32],
+    }
     rows = hand_made([0, 0], weights, rpn_max_num=1, roi_align_finest_scale=finest_scale)
     assert rows[:, :4].tolist() == [FIRST]
     np.testing.assert_allclose(rows[0, 4], np.exp(level) / (1 + np.exp(level)), rtol=1e-5)
 
 
 # ---- its form
+
 
 @pytest.fixture(scope="module")
 def model(published):
@@ -310,10 +340,14 @@ def test_the_checker_finds_nothing(case):
 def test_inputs_and_outputs(model):
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
     assert [(value.name, value.type.tensor_type.elem_type, shape_of(value)) for value in model.graph.input] == [
-        ("image", TensorProto.FLOAT, ["B", 3, *CANVAS]), ("image_shape", TensorProto.FLOAT, ["B", 4])]
+        ("image", TensorProto.FLOAT, ["B", 3, *CANVAS]),
+        ("image_shape", TensorProto.FLOAT, ["B", 4]),
+    ]
     assert [(value.name, value.type.tensor_type.elem_type, shape_of(value)) for value in model.graph.output] == [
-        ("boxes", TensorProto.FLOAT, ["B", 100, 5]), ("labels", TensorProto.INT32, ["B", 100, 1]),
-        ("mask", TensorProto.BOOL, ["B", 100, 1])]
+        ("boxes", TensorProto.FLOAT, ["B", 100, 5]),
+        ("labels", TensorProto.INT32, ["B", 100, 1]),
+        ("mask", TensorProto.BOOL, ["B", 100, 1]),
+    ]
 
 
 def test_one_pooling_per_level_and_two_suppressions(model):
@@ -329,14 +363,16 @@ def test_size_does_not_grow_with_the_classes(model):
 
 
 def test_weights_are_stored_once(model, published):
-    weights = sum(value.nbytes for name, value in published.parameters.items()
-                  if name.endswith((".weight", ".bias", ".beta")))        # a norm becomes a bias
+    weights = sum(
+        value.nbytes for name, value in published.parameters.items() if name.endswith((".weight", ".bias", ".beta"))
+    )  # a norm becomes a bias
     anchors = sum(level.size for level in reference.canvas_anchors(*CANVAS)) * 4
     stored = sum(numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer)
     assert weights + anchors <= stored < weights + anchors + 5000
 
 
 # ---- float16
+
 
 @pytest.fixture(scope="module")
 def narrow(model):
@@ -355,8 +391,9 @@ def test_float16_detects_as_the_rounded_weights_do(model, narrow, published):
         if values.dtype == np.float32 and values.size >= 1024 and not tensor.name.startswith("proposals/"):
             values = values.astype(np.float16).astype(np.float32)
             rounded.graph.initializer[number].CopyFrom(numpy_helper.from_array(values, tensor.name))
-    for found, expected in zip(run(narrow, published.images, METAS), run(rounded, published.images, METAS),
-                               strict=True):
+    for found, expected in zip(
+        run(narrow, published.images, METAS), run(rounded, published.images, METAS), strict=True
+    ):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -365,8 +402,14 @@ def test_float16_is_close_to_float32(narrow, published):
     boxes, labels, mask = run(narrow, published.images, METAS)
     for image, expected in enumerate(published.expected):
         rows = np.concatenate([boxes[image], labels[image]], axis=1)[mask[image, :, 0]]
-        same = [np.any((np.abs(rows[:, :4] - row[:4]).max(axis=1) < 0.5) & (np.abs(rows[:, 4] - row[4]) < 0.01)
-                       & (rows[:, 5] == row[5])) for row in expected]
+        same = [
+            np.any(
+                (np.abs(rows[:, :4] - row[:4]).max(axis=1) < 0.5)
+                & (np.abs(rows[:, 4] - row[4]) < 0.01)
+                & (rows[:, 5] == row[5])
+            )
+            for row in expected
+        ]
         assert np.mean(same) > 0.9 and abs(len(rows) - len(expected)) <= 2
 
 
@@ -376,8 +419,9 @@ def test_float16_halves_the_weights_and_leaves_the_anchors(model, narrow):
     after = {tensor.name: numpy_helper.to_array(tensor) for tensor in narrow.graph.initializer}
     anchors = [name for name in before if name.startswith("proposals/")]
     assert sum(before[name].size for name in anchors if before[name].dtype == np.float32) > 4 * 2046
-    assert all(before[name].dtype == after[name].dtype and np.array_equal(before[name], after[name])
-               for name in anchors)
+    assert all(
+        before[name].dtype == after[name].dtype and np.array_equal(before[name], after[name]) for name in anchors
+    )
     sizes = [sum(value.nbytes for name, value in arrays.items() if name not in anchors) for arrays in (before, after)]
     assert 0.5 <= sizes[1] / sizes[0] < 0.6
     assert len(narrow.SerializeToString()) < 0.65 * len(model.SerializeToString())

@@ -1,4 +1,5 @@
 """int8 files: what is quantised, what stays in float, and that they still detect."""
+
 import dataclasses
 from collections import Counter
 
@@ -26,8 +27,9 @@ def quantised(tmp_path_factory):
     """A small detector as float and as int8, and the configuration with its calibration pictures."""
     root = tmp_path_factory.mktemp("data")
     make_coco(root, "train2017", NUM_PICTURES)
-    config = config_of(f"--coco_root={root}", classes=("background", "cat", "dog"),
-                       **SETTINGS | {"calibration_images": 4})
+    config = config_of(
+        f"--coco_root={root}", classes=("background", "cat", "dog"), **SETTINGS | {"calibration_images": 4}
+    )
     model = build_onnx(parameters_of(randomise(build_detector(config), 49)), config)
     return model, quantize(model, config), config
 
@@ -36,9 +38,13 @@ def test_backbone_pyramid_and_shared_layers_have_int8_weights(quantised):
     model, small, _ = quantised
     onnx.checker.check_model(small, full_check=True)
     int8 = {tensor.name for tensor in small.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
-    quantised_nodes = [node for node in small.graph.node if node.op_type in ("Conv", "Gemm")
-                       and node.input[1] in {node.output[0] for node in small.graph.node
-                                             if node.op_type == "DequantizeLinear" and node.input[0] in int8}]
+    quantised_nodes = [
+        node
+        for node in small.graph.node
+        if node.op_type in ("Conv", "Gemm")
+        and node.input[1]
+        in {node.output[0] for node in small.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in int8}
+    ]
     counts = Counter(node.name.split("/")[0] for node in quantised_nodes)
     convolutions = Counter(node.name.split("/")[0] for node in model.graph.node if node.op_type == "Conv")
     assert counts == {"backbone": 1 + 4 * 4, "fpn": 8, "rpn": 5, "box_head": 2}
@@ -48,9 +54,12 @@ def test_backbone_pyramid_and_shared_layers_have_int8_weights(quantised):
 def test_weights_are_symmetric_per_output_channel(quantised):
     _, small, _ = quantised
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in small.graph.initializer}
-    convolutions = [node.input for node in small.graph.node if node.op_type == "DequantizeLinear"
-                    and node.input[0] in values and values[node.input[0]].ndim == 4]
-    assert len({weight for weight, _, _ in convolutions}) == 17 + 8 + 1      # the RPN's is shared by five levels
+    convolutions = [
+        node.input
+        for node in small.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in values and values[node.input[0]].ndim == 4
+    ]
+    assert len({weight for weight, _, _ in convolutions}) == 17 + 8 + 1  # the RPN's is shared by five levels
     for weight, scale, zero_point in convolutions:
         assert values[weight].dtype == np.int8 and np.abs(values[weight]).max(axis=(1, 2, 3)).min() == 127
         assert values[scale].shape == (len(values[weight]),) and not values[zero_point].any()
@@ -59,8 +68,11 @@ def test_weights_are_symmetric_per_output_channel(quantised):
 def test_predictors_and_boxes_stay_in_float(quantised):
     _, small, _ = quantised
     quantised_outputs = {node.output[0] for node in small.graph.node if node.op_type == "DequantizeLinear"}
-    predictors = [node for node in small.graph.node if node.name.startswith(("box_predictor/", "rpn_predictor/"))
-                  and node.op_type in ("Gemm", "Conv")]
+    predictors = [
+        node
+        for node in small.graph.node
+        if node.name.startswith(("box_predictor/", "rpn_predictor/")) and node.op_type in ("Gemm", "Conv")
+    ]
     assert len(predictors) == 2 + 2 * 5
     assert not quantised_outputs & {name for node in predictors for name in node.input[1:]}
     boxes = [node for node in small.graph.node if node.name.startswith(("proposals/", "detections/"))]
@@ -96,8 +108,15 @@ def test_an_exported_file_says_that_it_is_int8(tmp_path, quantised):
     model, _, config = quantised
     net = randomise(build_detector(config), 49)
     write_checkpoint(net.parameters_dict(), tmp_path / "detector.ckpt")
-    path = export_detector(dataclasses.replace(config, ckpt_file=str(tmp_path / "detector.ckpt"), file_format="ONNX",
-                                               file_name=str(tmp_path / "small"), onnx_precision="int8"))
+    path = export_detector(
+        dataclasses.replace(
+            config,
+            ckpt_file=str(tmp_path / "detector.ckpt"),
+            file_format="ONNX",
+            file_name=str(tmp_path / "small"),
+            onnx_precision="int8",
+        )
+    )
     assert load_model(path, config).info.precision == "int8"
     assert path.stat().st_size < 0.6 * model.ByteSize()
 

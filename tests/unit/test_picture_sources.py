@@ -1,4 +1,5 @@
 """Which files an input stands for, in which order, and where their drawn copies go."""
+
 import random
 from pathlib import Path
 
@@ -46,18 +47,30 @@ def test_a_folder_stands_for_its_pictures_alone(folder):
 def test_what_a_folder_holds_besides_is_left_out(folder):
     (folder / "dangling.jpg").symlink_to(folder / "nowhere")
     left_out = find_inputs(str(folder)).left_out
-    assert names(left_out) == [".hidden.jpg", "dangling.jpg", "film.mp4", "folder.jpg", "noextension", "notes.txt",
-                               "sub"]
+    assert names(left_out) == [
+        ".hidden.jpg",
+        "dangling.jpg",
+        "film.mp4",
+        "folder.jpg",
+        "noextension",
+        "notes.txt",
+        "sub",
+    ]
     assert left_out_text(left_out) == (
         "7 other files or folders left out: .hidden.jpg; dangling.jpg; film.mp4; folder.jpg/; noextension; notes.txt; "
-        "sub/ (a video is detected in when it is named by itself)")
+        "sub/ (a video is detected in when it is named by itself)"
+    )
     assert left_out_text(left_out[-2:]) == "2 other files or folders left out: notes.txt; sub/"
     assert left_out_text(left_out[-1:]) == "1 other file or folder left out: sub/"
 
 
 def test_all_suffixes_are_taken_in_any_case(tmp_path):
-    every = [f"{index}{suffix}" for index, suffix in enumerate(
-        [*PICTURE_SUFFIXES, *map(str.upper, PICTURE_SUFFIXES), *map(str.title, PICTURE_SUFFIXES)])]
+    every = [
+        f"{index}{suffix}"
+        for index, suffix in enumerate(
+            [*PICTURE_SUFFIXES, *map(str.upper, PICTURE_SUFFIXES), *map(str.title, PICTURE_SUFFIXES)]
+        )
+    ]
     for name in [*every, "a.gif", "b.jpg.txt"]:
         (tmp_path / name).touch()
     assert names(find_inputs(str(tmp_path)).files) == every
@@ -74,16 +87,30 @@ def test_a_file_that_exists_is_taken_whatever_its_name(folder, name):
     assert find_inputs(str(folder / name)) == ([folder / name], [])
 
 
-@pytest.mark.parametrize(("pattern", "expected"), [
-    ("*.jpg", ["1.jpg", "10.jpg", "[1].jpg"]), ("a*", ["a1b2.png", "a1b10.png", "a10.png"]),
-    ("**/3.jpg", ["3.jpg"]), ("*.mp4", ["film.mp4"]), ("?.[jJ][pP][gG]", ["1.jpg", "2.JPG"])])
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.jpg", ["1.jpg", "10.jpg", "[1].jpg"]),
+        ("a*", ["a1b2.png", "a1b10.png", "a10.png"]),
+        ("**/3.jpg", ["3.jpg"]),
+        ("*.mp4", ["film.mp4"]),
+        ("?.[jJ][pP][gG]", ["1.jpg", "2.JPG"]),
+    ],
+)
 def test_a_pattern_stands_for_all_files_that_fit(folder, pattern, expected):
     assert names(find_inputs(str(folder / pattern)).files) == expected
 
 
-@pytest.mark.parametrize(("pattern", "expected"), [
-    ("*", ["dangling", "folder.jpg", "sub"]), ("**", ["dangling", "folder.jpg"]), ("**/*.jpg", ["folder.jpg"]),
-    ("*.png", []), ("[ds]*", ["dangling", "sub"])])
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*", ["dangling", "folder.jpg", "sub"]),
+        ("**", ["dangling", "folder.jpg"]),
+        ("**/*.jpg", ["folder.jpg"]),
+        ("*.png", []),
+        ("[ds]*", ["dangling", "sub"]),
+    ],
+)
 def test_what_fits_a_pattern_and_is_no_file_is_left_out(folder, pattern, expected):
     """Folders that ** goes through are no part of it."""
     (folder / "dangling").symlink_to(folder / "nowhere")
@@ -99,8 +126,11 @@ def test_nothing_is_an_error(folder, monkeypatch, what):
 
 
 def test_a_folder_without_pictures_is_an_error_that_helps(folder):
-    with pytest.raises(UserError, match=r"sub holds no pictures \(\.bmp .*'.*sub/\*\*/\*\.jpg'\. 1 other file or "
-                                        r"folder left out: deep/$"):
+    with pytest.raises(
+        UserError,
+        match=r"sub holds no pictures \(\.bmp .*'.*sub/\*\*/\*\.jpg'\. 1 other file or "
+        r"folder left out: deep/$",
+    ):
         find_inputs(str(folder / "sub"))
 
 
@@ -113,8 +143,16 @@ def test_outputs_are_all_different():
     inputs = ["x/a.jpg", "x/a.png", "y/A.jpg", "x/a_2.jpg", "x/a.mp4", "y/a.avi", "noextension", "a.b.jpg"]
     paths = output_paths(list(map(Path, inputs)), Path("out"), ".png")
     assert {path.parent for path in paths} == {Path("out")}
-    assert names(paths) == ["a.png", "a_2.png", "A_3.png", "a_2_2.png", "a.mp4", "a_2.mp4", "noextension.png",
-                            "a.b.png"]
+    assert names(paths) == [
+        "a.png",
+        "a_2.png",
+        "A_3.png",
+        "a_2_2.png",
+        "a.mp4",
+        "a_2.mp4",
+        "noextension.png",
+        "a.b.png",
+    ]
 
 
 @pytest.mark.parametrize("output_dir", [".", "link", "sub/.."])

@@ -1,12 +1,15 @@
 """Loss logs as pictures."""
+
 import cv2
 import pytest
 
 from src.model_utils.errors import UserError
 from src.plot_losses import main, read_losses
 
-LINE = ("epoch: {} step: {}, rpn_loss: 0.12054, rcnn_loss: 0.40601, rpn_cls_loss: 0.04025, rpn_reg_loss: 0.08032, "
-        "rcnn_cls_loss: 0.25854, rcnn_reg_loss: 0.14746, total_loss: {}\n")
+LINE = (
+    "epoch: {} step: {}, rpn_loss: 0.12054, rcnn_loss: 0.40601, rpn_cls_loss: 0.04025, rpn_reg_loss: 0.08032, "
+    "rcnn_cls_loss: 0.25854, rcnn_reg_loss: 0.14746, total_loss: {}\n"
+)
 
 
 @pytest.mark.parametrize("end", ["", ", lr: 0.000250"])
@@ -15,8 +18,15 @@ def test_reads_every_loss_of_the_published_line(tmp_path, end):
     log = tmp_path / "loss_0.log"
     log.write_text(LINE.format(1, 1, f"0.52655{end}") + LINE.format(1, 2, f"0.5{end}"))
     losses = read_losses(log)
-    assert list(losses) == ["rpn_loss", "rcnn_loss", "rpn_cls_loss", "rpn_reg_loss", "rcnn_cls_loss", "rcnn_reg_loss",
-                            "total_loss"]
+    assert list(losses) == [
+        "rpn_loss",
+        "rcnn_loss",
+        "rpn_cls_loss",
+        "rpn_reg_loss",
+        "rcnn_cls_loss",
+        "rcnn_reg_loss",
+        "total_loss",
+    ]
     assert losses["total_loss"].tolist() == [0.52655, 0.5]
     assert losses["rpn_reg_loss"].tolist() == [0.08032, 0.08032]
 
@@ -28,7 +38,7 @@ def test_draws_a_picture_beside_the_log(tmp_path, num_lines):
     assert main([str(log)]) == 0
     picture = cv2.imread(str(tmp_path / "loss_0.png"))
     assert picture.shape[0] >= 400
-    assert len(set(map(tuple, picture.reshape(-1, 3).tolist()))) > 10     # lines in several colours
+    assert len(set(map(tuple, picture.reshape(-1, 3).tolist()))) > 10  # lines in several colours
 
 
 @pytest.mark.parametrize("text", [None, "", "no loss here\n"])

@@ -1,4 +1,5 @@
 """Pictures and videos through a model that is a few lines of numpy: what is drawn, listed, skipped and counted."""
+
 import csv
 import json
 import logging
@@ -34,8 +35,9 @@ class BrightBoxModel:
     def __call__(self, images, metas):
         assert images.shape[1:] == (3, 64, 128) and metas.shape == (len(images), 4)
         self.calls.append(len(images))
-        rows = [self._rows(image[0] * PIXEL_STD[0] + PIXEL_MEAN[0], meta) for image, meta in zip(images, metas,
-                                                                                                strict=True)]
+        rows = [
+            self._rows(image[0] * PIXEL_STD[0] + PIXEL_MEAN[0], meta) for image, meta in zip(images, metas, strict=True)
+        ]
         boxes = np.array(rows, np.float32)
         labels, mask = np.array([[0], [0], [1]], np.int32), np.array([[True], [False], [True]])
         return boxes, np.array([labels] * len(images)), np.array([mask] * len(images))
@@ -51,7 +53,7 @@ class BrightBoxModel:
 def picture(left, height=320, width=640):
     """Dark, with a white rectangle from (left, 80) to (left + 100, 160)."""
     image = np.full((height, width, 3), 40, np.uint8)
-    image[80:160, left:left + 100] = 255
+    image[80:160, left : left + 100] = 255
     return image
 
 
@@ -65,7 +67,7 @@ def folder(tmp_path):
     (tmp_path / "in" / "text.jpg").write_text("no picture")
     (tmp_path / "in" / "empty.png").touch()
     content = (tmp_path / "in" / "0.png").read_bytes()
-    (tmp_path / "in" / "cut.png").write_bytes(content[:len(content) // 2])
+    (tmp_path / "in" / "cut.png").write_bytes(content[: len(content) // 2])
     return tmp_path
 
 
@@ -79,6 +81,7 @@ def predictor(folder, names, *, score_thr=0.5, suffix=".png", **model):
 
 def test_all_that_the_model_gives_is_listed():
     """A model exported with test_max_per_img above 100."""
+
     class ManyBoxes(BrightBoxModel):
         def __call__(self, images, metas):
             boxes = np.tile(np.float32([10, 20, 30, 40, 0.5]), (len(images), 130, 1))
@@ -97,10 +100,11 @@ def write_video(path, lefts, size=(640, 320), rate=10):
 
 # ---- one call
 
+
 def test_boxes_are_in_pixels_of_each_picture():
     found = detect(BrightBoxModel(), [picture(200), picture(50, height=640, width=320)])
     for detections, left, scale in zip(found, (200, 50), (128 / 640, 64 / 640), strict=True):
-        assert detections.labels.tolist() == [1, 0]                   # best first
+        assert detections.labels.tolist() == [1, 0]  # best first
         np.testing.assert_allclose(detections.boxes_xyxy[0], [left, 80, left + 100, 160], atol=1.5 / scale)
 
 
@@ -111,13 +115,15 @@ def test_a_label_without_a_name_is_an_error():
 
 # ---- pictures
 
-@pytest.mark.parametrize(("batch_size", "calls"), [(None, [1, 1, 1, 1, 1]), (1, [1, 1, 1, 1, 1]), (2, [2, 2, 1]),
-                                                   (8, [5])])
+
+@pytest.mark.parametrize(
+    ("batch_size", "calls"), [(None, [1, 1, 1, 1, 1]), (1, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (8, [5])]
+)
 def test_as_many_pictures_a_call_as_the_model_takes(folder, batch_size, calls):
     worker = predictor(folder, [f"{number}.png" for number in range(5)], batch_size=batch_size)
     assert worker.model.calls == calls
     lefts = [prediction.detections[0]["bbox_xyxy"][0] for prediction in worker.predictions]
-    np.testing.assert_allclose(lefts, [0, 100, 200, 300, 400], atol=8)       # a pixel of the canvas is 5 of these
+    np.testing.assert_allclose(lefts, [0, 100, 200, 300, 400], atol=8)  # a pixel of the canvas is 5 of these
 
 
 def test_pictures_are_drawn_and_weak_detections_are_not(folder):
@@ -136,7 +142,11 @@ def test_bad_pictures_are_named_and_left_out(folder, caplog):
     assert [Path(prediction.picture).name for prediction in worker.predictions] == ["0.png", "1.png"]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [re.fullmatch(r"skipped: .*/in/(\S+): .+", text)[1] for text in warnings] == [
-        "text.jpg", "empty.png", "cut.png", "missing.png"]
+        "text.jpg",
+        "empty.png",
+        "cut.png",
+        "missing.png",
+    ]
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["0.png", "1.png"]
     assert worker.summary().endswith("4 inputs skipped")
 
@@ -146,8 +156,10 @@ def test_what_was_skipped_and_left_out_is_in_the_summary_and_in_the_file(folder)
     left_out = [folder / "in" / name for name in ("film.mp4", *(f"{number}.txt" for number in range(11)))]
     worker = Predictor(BrightBoxModel(), folder / "out", 0.5, left_out)
     worker.run(inputs, output_paths(inputs, folder / "out", ".png"))
-    end = ("; 1 input skipped; 12 other files or folders left out: film.mp4; 0.txt; 1.txt; 2.txt; 3.txt; 4.txt; 5.txt; "
-           "6.txt; 7.txt; 8.txt and 2 more (a video is detected in when it is named by itself)")
+    end = (
+        "; 1 input skipped; 12 other files or folders left out: film.mp4; 0.txt; 1.txt; 2.txt; 3.txt; 4.txt; 5.txt; "
+        "6.txt; 7.txt; 8.txt and 2 more (a video is detected in when it is named by itself)"
+    )
     assert worker.summary().endswith(f"start-up included{end}")
     content = json.loads(worker.write_results("json").read_text())
     assert content["summary"] == f"1 picture, 1 detection (square 1){end}"
@@ -161,6 +173,7 @@ def test_no_good_picture_is_an_error(folder):
 
 
 # ---- results
+
 
 def test_json_holds_every_picture_and_detection(folder):
     worker = predictor(folder, ["0.png", "3.png"], score_thr=0.2)
@@ -191,14 +204,19 @@ def test_csv_has_a_row_for_every_detection(folder):
     pictures = [str(folder / "in" / name) for name in ('a "b", c.png', "2.png")]
     assert [row["picture"] for row in rows] == [pictures[0], pictures[0], pictures[1], pictures[1]]
     assert [(row["frame"], row["label"], row["name"], row["score"]) for row in rows] == [
-        ("", "1", "square", "0.75"), ("", "0", "disc", "0.25")] * 2
+        ("", "1", "square", "0.75"),
+        ("", "0", "disc", "0.25"),
+    ] * 2
     assert [float(rows[1][key]) for key in ("x1", "y1", "x2", "y2")] == [0, 0, 640, 320]
 
 
 def test_the_summary_counts(folder):
     worker = predictor(folder, ["0.png", "1.png", "text.jpg"], score_thr=0.2)
-    assert re.fullmatch(r"2 pictures, 4 detections \((square 2, disc 2)\) in \d+\.\d s, \d+\.\d\d "
-                        r"pictures/s, start-up included; 1 input skipped", worker.summary())
+    assert re.fullmatch(
+        r"2 pictures, 4 detections \((square 2, disc 2)\) in \d+\.\d s, \d+\.\d\d "
+        r"pictures/s, start-up included; 1 input skipped",
+        worker.summary(),
+    )
 
 
 def test_results_that_cannot_be_written_are_an_error(folder):
@@ -209,6 +227,7 @@ def test_results_that_cannot_be_written_are_an_error(folder):
 
 
 # ---- videos
+
 
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_a_video_stays_a_video(folder, batch_size):
@@ -222,14 +241,14 @@ def test_a_video_stays_a_video(folder, batch_size):
     frames = [capture.read()[1][..., ::-1].astype(int) for _ in range(6)]
     assert frames[0].shape == (320, 640, 3)
     near_colour = np.abs(frames[3] - class_colour(1)).max(axis=-1) < 60
-    assert np.nonzero(near_colour.sum(axis=0) > 40)[0].min() == pytest.approx(180, abs=12)      # its left side
+    assert np.nonzero(near_colour.sum(axis=0) > 40)[0].min() == pytest.approx(180, abs=12)  # its left side
 
 
 def test_a_small_video_is_drawn_larger(folder):
     write_video(folder / "in" / "small.mp4", [0, 100], size=(96, 50))
     predictor(folder, ["small.mp4"])
     drawn = cv2.VideoCapture(str(folder / "out" / "small.mp4")).read()[1]
-    assert drawn.shape == (334, 640, 3)              # 50 * 640 / 96 = 333.3, made even
+    assert drawn.shape == (334, 640, 3)  # 50 * 640 / 96 = 333.3, made even
 
 
 def test_frames_are_counted_anew_in_every_video_and_pictures_come_first(folder):
@@ -237,7 +256,12 @@ def test_frames_are_counted_anew_in_every_video_and_pictures_come_first(folder):
     write_video(folder / "in" / "b.mp4", [0, 100])
     worker = predictor(folder, ["a.mp4", "b.mp4", "0.png"])
     assert [(Path(p.picture).name, p.frame) for p in worker.predictions] == [
-        ("0.png", None), ("a.mp4", 0), ("a.mp4", 1), ("b.mp4", 0), ("b.mp4", 1)]
+        ("0.png", None),
+        ("a.mp4", 0),
+        ("a.mp4", 1),
+        ("b.mp4", 0),
+        ("b.mp4", 1),
+    ]
     assert worker.summary().startswith("1 picture and 4 frames, ")
 
 
@@ -254,5 +278,8 @@ def test_progress_is_logged_where_there_is_no_terminal(folder, caplog):
     write_video(folder / "in" / "film.mp4", [0] * 40)
     predictor(folder, ["0.png", "1.png", "film.mp4"])
     lines = [record.getMessage() for record in caplog.records if " of " in record.getMessage()]
-    assert lines == ["detecting: 1 of 2 pictures", "detecting: 2 of 2 pictures",
-                     *(f"film.mp4: {number} of 40 frames" for number in range(4, 41, 4))]
+    assert lines == [
+        "detecting: 1 of 2 pictures",
+        "detecting: 2 of 2 pictures",
+        *(f"film.mp4: {number} of 40 frames" for number in range(4, 41, 4)),
+    ]

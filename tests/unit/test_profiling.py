@@ -1,4 +1,5 @@
 """Profiles of real operators by MindSpore's profiler."""
+
 import csv
 import dataclasses
 import json
@@ -65,14 +66,14 @@ def test_the_steps_after_the_first_two_are_profiled(config, step, info, capfd, s
         for _ in range(steps_per_epoch * epochs):
             step()
             step_done()
-    folder, = Path("profile").iterdir()
+    (folder,) = Path("profile").iterdir()
     assert folder.name.startswith(f"rank_2_{os.getpid()}_")
     assert profiled_counts(folder) == {"MatMul": last - first + 1, "ReLU": last - first + 1}
     events = json.loads((folder / "ASCEND_PROFILER_OUTPUT" / "trace_view.json").read_text())
     assert len([event for event in events if event["ph"] == "X" and "MatMul" in event["name"]]) == last - first + 1
-    line, = [record.message for record in ours(info)]
+    (line,) = [record.message for record in ours(info)]
     assert line.startswith(f"profile of the steps {first} to {last} in {folder}: ")
-    assert capfd.readouterr().out == ""     # MindSpore's own progress
+    assert capfd.readouterr().out == ""  # MindSpore's own progress
 
 
 def test_a_run_that_ends_early_leaves_the_profile_of_its_steps(config, step, info):
@@ -85,7 +86,7 @@ def test_a_run_that_ends_early_leaves_the_profile_of_its_steps(config, step, inf
 
     with pytest.raises(UserError, match="not finite"):
         five_steps_and_a_mistake()
-    folder, = Path("profile").iterdir()
+    (folder,) = Path("profile").iterdir()
     assert profiled_counts(folder)["MatMul"] == 3
     assert "profile of the steps 3 to 5 in" in info.text
 

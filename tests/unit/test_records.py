@@ -1,4 +1,5 @@
 """Record files: what is checked on the way in, and that no kill, change or stranger leaves a wrong set in use."""
+
 import fcntl
 import json
 import logging
@@ -48,18 +49,19 @@ def names_in(folder):
 
 def set_of(paths):
     """The folder of a set of records."""
-    folder, = {Path(path).parent for path in paths}
+    (folder,) = {Path(path).parent for path in paths}
     return folder
 
 
 # ---- content
+
 
 def test_eight_training_files_hold_every_picture_once(coco_root):
     paths = ensure_mindrecord(config_for(coco_root), training=True)
     assert [Path(path).name for path in paths] == [f"FasterRcnn.mindrecord{index}" for index in range(8)]
     rows = {int(row["image_id"]): row for row in rows_of(paths)}
     assert sorted(rows) == list(range(91, 101))
-    two_boxes = rows[98]                                   # picture 2 of make_coco
+    two_boxes = rows[98]  # picture 2 of make_coco
     assert two_boxes["image"].tobytes() == (coco_root / "train2017" / "002.png").read_bytes()
     assert int(two_boxes["num_boxes"]) == 2
     assert two_boxes["box"].tolist() == [[1, 2.5, 9, 11.5], [2, 2.5, 10, 11.5]]
@@ -90,8 +92,9 @@ def test_one_picture_over_eight_files(tmp_path):
 def test_txt_lists_become_the_same_records(coco_root):
     lines = ["000.png", "001.png 1,2.5,9,11.5,1", "002.png 1,2.5,9,11.5,1 2,2.5,10,11.5,2,1"]
     (coco_root / "list.txt").write_text("\n".join(lines))
-    config = config_for(coco_root, "--dataset=other", f"--image_dir={coco_root / 'train2017'}",
-                        f"--anno_path={coco_root / 'list.txt'}")
+    config = config_for(
+        coco_root, "--dataset=other", f"--image_dir={coco_root / 'train2017'}", f"--anno_path={coco_root / 'list.txt'}"
+    )
     rows = {int(row["image_id"]): row for row in rows_of(ensure_mindrecord(config, training=True))}
     assert sorted(rows) == [1, 2, 3]
     assert rows[3]["box"].tolist() == [[1, 2.5, 9, 11.5], [2, 2.5, 10, 11.5]]
@@ -102,16 +105,30 @@ def test_boxes_are_clipped_and_bad_ones_dropped_by_name(coco_root, caplog):
     content = make_coco(coco_root, "train2017", 3, boxes_of=lambda index: 0)
     content["annotations"] = [
         {"id": number, "image_id": 100, "category_id": 10, "bbox": bbox, "iscrowd": 0}
-        for number, bbox in enumerate([[5, 5, 0, 9], [-2, -2, 10, 10], [41, 0, 5, 5], [float("nan"), 0, 1, 1],
-                                       [4, 4, -2, 3], [30, 20, 50.5, 50.25]], start=1)]
+        for number, bbox in enumerate(
+            [
+                [5, 5, 0, 9],
+                [-2, -2, 10, 10],
+                [41, 0, 5, 5],
+                [float("nan"), 0, 1, 1],
+                [4, 4, -2, 3],
+                [30, 20, 50.5, 50.25],
+            ],
+            start=1,
+        )
+    ]
     write_annotations(coco_root, "train2017", content)
     with caplog.at_level(logging.INFO):
         rows = rows_of(ensure_mindrecord(config_for(coco_root), training=True))
-    boxes = {int(row["image_id"]): row["box"][:int(row["num_boxes"])].tolist() for row in rows}
+    boxes = {int(row["image_id"]): row["box"][: int(row["num_boxes"])].tolist() for row in rows}
     assert boxes == {100: [[0, 0, 8, 8], [30, 20, 40, 30]], 99: [], 98: []}
     assert "4 boxes that cannot be used" in caplog.text
-    for text in ("000.png, annotation 1 (no area)", "annotation 3 (outside the picture)", "annotation 4 (not finite)",
-                 "annotation 5 (no area)"):
+    for text in (
+        "000.png, annotation 1 (no area)",
+        "annotation 3 (outside the picture)",
+        "annotation 4 (not finite)",
+        "annotation 5 (no area)",
+    ):
         assert text in caplog.text
     assert "3 pictures, 2 boxes, 0 crowd boxes, 2 boxes clipped" in caplog.text
     assert "2 pictures without boxes" in caplog.text
@@ -129,6 +146,7 @@ def test_the_report_is_logged_again_when_records_are_used_again(coco_root, caplo
 
 
 # ---- pictures that cannot be used
+
 
 def test_missing_pictures_are_listed_before_anything_is_written(coco_root):
     (coco_root / "train2017" / "003.png").unlink()
@@ -161,7 +179,7 @@ def test_skip_bad_images_trains_on_the_others_and_counts(coco_root, caplog):
     assert image_ids(paths) == [91, 92, 93, 94, 95, 98, 99, 100]
     assert "2 pictures skipped" in caplog.text
     assert "004.png: is not a picture" in caplog.text
-    with pytest.raises(UserError, match=r"003\.png"):         # strict again: the tolerant set does not pass
+    with pytest.raises(UserError, match=r"003\.png"):  # strict again: the tolerant set does not pass
         ensure_mindrecord(config_for(coco_root), training=True)
     assert image_ids(ensure_mindrecord(tolerant, training=True)) == [91, 92, 93, 94, 95, 98, 99, 100]
 
@@ -195,8 +213,8 @@ def test_a_picture_larger_than_a_page_of_mindrecord(tmp_path):
     cv2.imwrite(str(tmp_path / "train2017" / "000.png"), noise, [cv2.IMWRITE_PNG_COMPRESSION, 0])
     content["images"][0] |= {"width": 3400, "height": 3400}
     write_annotations(tmp_path, "train2017", content)
-    row, = rows_of(ensure_mindrecord(config_for(tmp_path), training=True))
-    assert row["image"].nbytes > 33 << 20                    # the default page is 32 MB
+    (row,) = rows_of(ensure_mindrecord(config_for(tmp_path), training=True))
+    assert row["image"].nbytes > 33 << 20  # the default page is 32 MB
 
 
 def test_too_little_disk_space_is_said_beforehand(coco_root, monkeypatch):
@@ -206,6 +224,7 @@ def test_too_little_disk_space_is_said_beforehand(coco_root, monkeypatch):
 
 
 # ---- up to date or not
+
 
 def stamps(paths):
     return [Path(path).stat().st_mtime_ns for path in paths]
@@ -231,10 +250,15 @@ def test_changed_classes_make_new_records(coco_root):
     assert labels[98] == [2, 1]
 
 
-@pytest.mark.parametrize("damage", [lambda folder: (folder / "FasterRcnn.mindrecord3").unlink(),
-                                    lambda folder: (folder / "FasterRcnn.mindrecord3.db").write_bytes(b""),
-                                    lambda folder: (folder / "manifest.json").write_text('{"comp'),
-                                    lambda folder: (folder / "manifest.json").unlink()])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "FasterRcnn.mindrecord3").unlink(),
+        lambda folder: (folder / "FasterRcnn.mindrecord3.db").write_bytes(b""),
+        lambda folder: (folder / "manifest.json").write_text('{"comp'),
+        lambda folder: (folder / "manifest.json").unlink(),
+    ],
+)
 def test_a_damaged_set_is_made_again(coco_root, damage):
     config = config_for(coco_root)
     place = set_of(ensure_mindrecord(config, training=True))
@@ -255,6 +279,7 @@ def test_files_of_others_are_left_alone(coco_root):
 
 
 # ---- a set is of these pictures
+
 
 def repaint(path, number=77):
     """Another picture of the same size under the same name."""
@@ -328,7 +353,7 @@ def test_the_exact_name_that_has_come_takes_the_place_of_another_spelling(tmp_pa
     config = config_for(tmp_path)
     ensure_mindrecord(config, training=False)
     repaint(tmp_path / "val2017" / "sub\\000.png")
-    row, = rows_of(ensure_mindrecord(config, training=False))
+    (row,) = rows_of(ensure_mindrecord(config, training=False))
     assert row["image"].tobytes() == (tmp_path / "val2017" / "sub\\000.png").read_bytes()
 
 
@@ -340,12 +365,15 @@ def test_a_name_that_is_too_long_is_a_missing_picture(tmp_path):
         ensure_mindrecord(config_for(tmp_path), training=False)
 
 
-@pytest.mark.parametrize("content", [
-    "[]", "{}", '{"source": {}}', '{"source": {"format_version": 2}, "report": {"x": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"source": {}}', '{"source": {"format_version": 2}, "report": {"x": 1}}']
+)
 def test_odd_manifests_of_other_sets_are_no_obstacle(tmp_path, content):
     make_coco(tmp_path, "val2017", 2)
-    for path in (tmp_path / "records" / "eval-other" / "manifest.json",
-                 tmp_path / "records" / "FasterRcnn_eval.mindrecord.json"):
+    for path in (
+        tmp_path / "records" / "eval-other" / "manifest.json",
+        tmp_path / "records" / "FasterRcnn_eval.mindrecord.json",
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     assert len(image_ids(ensure_mindrecord(config_for(tmp_path), training=False))) == 2
@@ -371,15 +399,25 @@ sys.stdin.read()
 
 
 def flags_of(config):
-    return [f"--coco_root={config.coco_root}", f"--mindrecord_dir={config.mindrecord_dir}", "--device_target=CPU",
-            "--coco_classes=['background','cat','dog']", "--num_parallel_workers=1"]
+    return [
+        f"--coco_root={config.coco_root}",
+        f"--mindrecord_dir={config.mindrecord_dir}",
+        "--device_target=CPU",
+        "--coco_classes=['background','cat','dog']",
+        "--num_parallel_workers=1",
+    ]
 
 
 @contextmanager
 def another_program(*flags):
     """A process that has taken evaluation records into use; gives the file it reads."""
-    with subprocess.Popen([sys.executable, "-c", USE_RECORDS, *flags], cwd=REPO_ROOT, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", USE_RECORDS, *flags],
+        cwd=REPO_ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         lines = (line.strip() for line in process.stdout)
         yield next(line for line in lines if line.endswith("FasterRcnn_eval.mindrecord"))
         process.stdin.close()
@@ -405,7 +443,7 @@ def test_a_set_goes_when_it_is_replaced_but_not_while_a_program_uses_it(tmp_path
         repaint(tmp_path / "val2017" / "001.png")
         second = ensure_mindrecord(config, training=False)
         assert len(image_ids([used])) == 3
-    records._in_use.clear()                                    # as when this process had ended
+    records._in_use.clear()  # as when this process had ended
     with caplog.at_level(logging.INFO):
         repaint(tmp_path / "val2017" / "001.png", number=78)
         third = ensure_mindrecord(config, training=False)
@@ -423,7 +461,7 @@ def test_sets_of_other_annotation_files_stay_while_these_exist(tmp_path):
     (tmp_path / "annotations" / "instances_night.json").unlink()
     make_coco(tmp_path, "val2017", 4)
     ensure_mindrecord(config_for(tmp_path), training=False)
-    assert len(names_in(tmp_path / "records")) == 2            # val2017 anew, and test2017
+    assert len(names_in(tmp_path / "records")) == 2  # val2017 anew, and test2017
 
 
 def test_records_of_the_first_release_go(tmp_path):
@@ -464,23 +502,31 @@ print(image_ids(ensure_mindrecord(config, training=False)))
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user")
 def test_another_user_reads_the_records():
-    with tempfile.TemporaryDirectory() as folder:             # pytest's own folders are closed to others
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
         Path(folder).chmod(0o755)
         make_coco(Path(folder), "val2017", 2)
         config = config_for(Path(folder))
         ensure_mindrecord(config, training=False)
-        done = subprocess.run([sys.executable, "-c", AS_ANOTHER_USER, *flags_of(config)], cwd=REPO_ROOT, text=True,
-                              capture_output=True, check=False, timeout=100)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_ANOTHER_USER, *flags_of(config)],
+            cwd=REPO_ROOT,
+            text=True,
+            capture_output=True,
+            check=False,
+            timeout=100,
+        )
     assert done.stdout.splitlines()[-1:] == ["[99, 100]"], done.stderr
 
 
 # ---- boxes that look as if they were meant otherwise
 
+
 def with_boxes(root, boxes):
     """A training set of one picture, 40 x 30, with these boxes as the file has them."""
     content = make_coco(root, "train2017", 1)
-    content["annotations"] = [{"id": number, "image_id": 100, "category_id": 10, "bbox": bbox}
-                              for number, bbox in enumerate(boxes, start=1)]
+    content["annotations"] = [
+        {"id": number, "image_id": 100, "category_id": 10, "bbox": bbox} for number, bbox in enumerate(boxes, start=1)
+    ]
     write_annotations(root, "train2017", content)
     return config_for(root)
 
@@ -504,8 +550,12 @@ def test_fractions_in_place_of_pixels_are_guessed(tmp_path, caplog):
 def test_width_and_height_in_a_list_of_corners_are_guessed(tmp_path, caplog):
     make_coco(tmp_path, "train2017", 1)
     (tmp_path / "list.txt").write_text("000.png 20,10,5,8,1 30,20,9,9,2 1,1,9,9,1")
-    ensure_mindrecord(config_for(tmp_path, "--dataset=other", f"--image_dir={tmp_path / 'train2017'}",
-                                 f"--anno_path={tmp_path / 'list.txt'}"), training=True)
+    ensure_mindrecord(
+        config_for(
+            tmp_path, "--dataset=other", f"--image_dir={tmp_path / 'train2017'}", f"--anno_path={tmp_path / 'list.txt'}"
+        ),
+        training=True,
+    )
     assert "2 of 3 boxes have no area: are they x, y, width, height in a list of corners" in caplog.text
 
 
@@ -555,8 +605,14 @@ elif point == "before others go":
     records._remove_replaced = killing(records._remove_replaced, 1)
 records.ensure_mindrecord(load_config(sys.argv[2:]), training=True)
 """
-KILL_POINTS = ["while writing", "before commit", "after commit", "before the manifest", "before it has its name",
-               "before others go"]
+KILL_POINTS = [
+    "while writing",
+    "before commit",
+    "after commit",
+    "before the manifest",
+    "before it has its name",
+    "before others go",
+]
 
 
 @pytest.mark.parametrize("point", KILL_POINTS)
@@ -566,15 +622,20 @@ def test_the_run_after_a_sigkill_makes_the_set(coco_root, point):
     old = set_of(ensure_mindrecord(config, training=True))
     records._in_use.clear()
     make_coco(coco_root, "train2017", 12, first_id=200)
-    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, point, *flags_of(config)], cwd=REPO_ROOT, check=False,
-                            capture_output=True, timeout=100)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_RUN, point, *flags_of(config)],
+        cwd=REPO_ROOT,
+        check=False,
+        capture_output=True,
+        timeout=100,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert (old / "manifest.json").is_file()
     new = ensure_mindrecord(config, training=True)
     assert image_ids(new) == list(range(189, 201))
     # Killed between its name and the removal, the next conversion removes the old set.
     assert set(names_in(coco_root / "records")) - {old.name} == {set_of(new).name}
-    assert len(names_in(set_of(new))) == 17                     # 8 files, 8 indexes, the manifest: no remains
+    assert len(names_in(set_of(new))) == 17  # 8 files, 8 indexes, the manifest: no remains
 
 
 @contextmanager
@@ -643,6 +704,7 @@ def test_another_rank_does_not_take_an_old_set(coco_root):
 
 # ---- real data
 
+
 @needs_shared
 def test_bccd_conversion_names_the_two_boxes_without_area(tmp_path, caplog):
     config = config_for(BCCD, mindrecord_dir=tmp_path, classes=("RBC", "WBC", "Platelets"))
@@ -650,5 +712,7 @@ def test_bccd_conversion_names_the_two_boxes_without_area(tmp_path, caplog):
         paths = ensure_mindrecord(config, training=True)
     assert len(rows_of(paths)) == 292
     assert "292 pictures, 3941 boxes" in caplog.text
-    assert "BloodImage_00338.jpg, annotation 3153 (no area); BloodImage_00343.jpg, annotation 3197 (no area)" \
+    assert (
+        "BloodImage_00338.jpg, annotation 3153 (no area); BloodImage_00343.jpg, annotation 3197 (no area)"
         in caplog.text
+    )

@@ -1,4 +1,5 @@
 """Result files written here byte by byte, read back, and scored by postprocess.py."""
+
 import json
 import logging
 import struct
@@ -30,10 +31,27 @@ def write(folder, name, boxes, labels, mask, *, float_format="f"):
 def write_annotations(path, file_names):
     """COCO file: picture i has the id 7 + i and one box of side 50 + i, of the category 3 (dog) or 18 (cat)."""
     images = [{"id": 7 + i, "file_name": name, "width": 200, "height": 200} for i, name in enumerate(file_names)]
-    boxes = [{"id": i, "image_id": 7 + i, "category_id": [18, 3][i % 2], "bbox": [10, 20, 50 + i, 50 + i],
-              "area": (50 + i) ** 2, "iscrowd": 0} for i in range(len(file_names))]
-    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": [
-        {"id": 3, "name": "dog"}, {"id": 18, "name": "cat"}]}), encoding="utf-8")
+    boxes = [
+        {
+            "id": i,
+            "image_id": 7 + i,
+            "category_id": [18, 3][i % 2],
+            "bbox": [10, 20, 50 + i, 50 + i],
+            "area": (50 + i) ** 2,
+            "iscrowd": 0,
+        }
+        for i in range(len(file_names))
+    ]
+    path.write_text(
+        json.dumps(
+            {
+                "images": images,
+                "annotations": boxes,
+                "categories": [{"id": 3, "name": "dog"}, {"id": 18, "name": "cat"}],
+            }
+        ),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -50,8 +68,15 @@ def case(tmp_path):
     write_perfect_results(tmp_path / "result_Files", STEMS)
 
     def run(*flags, result_path=tmp_path / "result_Files"):
-        return postprocess.main([CLASSES, f"--anno_path={annotations}", f"--result_path={result_path}",
-                                 f"--eval_output_path={tmp_path / 'out'}", *flags])
+        return postprocess.main(
+            [
+                CLASSES,
+                f"--anno_path={annotations}",
+                f"--result_path={result_path}",
+                f"--eval_output_path={tmp_path / 'out'}",
+                *flags,
+            ]
+        )
 
     run.folder, run.results = tmp_path, tmp_path / "result_Files"
     return run
@@ -59,20 +84,22 @@ def case(tmp_path):
 
 # ---- one picture
 
+
 @pytest.mark.parametrize(("file_name", "name"), list(zip(NAMES, STEMS, strict=True)))
 def test_name_is_the_file_name_without_folders_and_extension(file_name, name):
     assert result_name(file_name) == name
 
 
-@pytest.mark.parametrize("file_name", ["val\\gr\u00f6\u00dfe.jpg", "val\\sub\\gro\u0308\u00dfe.jpg",
-                                       "C:\\x/gro\u0308\u00dfe.png"])
+@pytest.mark.parametrize(
+    "file_name", ["val\\gr\u00f6\u00dfe.jpg", "val\\sub\\gro\u0308\u00dfe.jpg", "C:\\x/gro\u0308\u00dfe.png"]
+)
 def test_name_is_the_same_for_all_spellings(file_name):
-    assert result_name(file_name) == "gr\u00f6\u00dfe"             # o with two dots as one sign: form NFC
+    assert result_name(file_name) == "gr\u00f6\u00dfe"  # o with two dots as one sign: form NFC
 
 
 @pytest.mark.parametrize("float_format", ["f", "e"])
 def test_boxes_of_either_type_are_read(tmp_path, float_format):
-    boxes = [[1.5, 2, 30, 40.25, 0.75], [0, 0, 0, 0, 0], [5, 6, 70, 80, 0.125]]      # exact in float16 too
+    boxes = [[1.5, 2, 30, 40.25, 0.75], [0, 0, 0, 0, 0], [5, 6, 70, 80, 0.125]]  # exact in float16 too
     write(tmp_path, "a", boxes, [2, 0, -1], [1, 0, 1], float_format=float_format)
     found_boxes, labels, mask = read_result_files(tmp_path, "a")
     assert (found_boxes.dtype, labels.dtype, mask.dtype) == (np.float32, np.int32, bool)
@@ -81,17 +108,20 @@ def test_boxes_of_either_type_are_read(tmp_path, float_format):
     assert mask.tolist() == [[True], [False], [True]]
 
 
-@pytest.mark.parametrize(("suffix", "content", "message"), [
-    ("0", b"x" * 59, r"a_0\.bin: has 59 bytes; the mask has 3 rows, for which 60 \(float32\) or 30 \(float16\)"),
-    ("0", b"x" * 48, r"a_0\.bin: has 48 bytes"),                   # four numbers a row
-    ("0", b"x" * 31, r"a_0\.bin: has 31 bytes"),                   # float16 and a byte
-    ("0", b"", r"a_0\.bin: has 0 bytes"),
-    ("1", b"x" * 11, r"a_1\.bin: has 11 bytes; the mask has 3 rows, for which 12 \(int32\)"),
-    ("1", b"x" * 24, r"a_1\.bin: has 24 bytes"),                   # int64
-    ("2", b"\1\1", r"a_0\.bin: has 60 bytes; the mask has 2 rows"),
-    ("2", b"", r"a_2\.bin: is empty"),
-    ("2", b"\1\0\7", r"a_2\.bin: holds the byte 7"),
-])
+@pytest.mark.parametrize(
+    ("suffix", "content", "message"),
+    [
+        ("0", b"x" * 59, r"a_0\.bin: has 59 bytes; the mask has 3 rows, for which 60 \(float32\) or 30 \(float16\)"),
+        ("0", b"x" * 48, r"a_0\.bin: has 48 bytes"),  # four numbers a row
+        ("0", b"x" * 31, r"a_0\.bin: has 31 bytes"),  # float16 and a byte
+        ("0", b"", r"a_0\.bin: has 0 bytes"),
+        ("1", b"x" * 11, r"a_1\.bin: has 11 bytes; the mask has 3 rows, for which 12 \(int32\)"),
+        ("1", b"x" * 24, r"a_1\.bin: has 24 bytes"),  # int64
+        ("2", b"\1\1", r"a_0\.bin: has 60 bytes; the mask has 2 rows"),
+        ("2", b"", r"a_2\.bin: is empty"),
+        ("2", b"\1\0\7", r"a_2\.bin: holds the byte 7"),
+    ],
+)
 def test_files_that_do_not_fit_are_named(tmp_path, suffix, content, message):
     write(tmp_path, "a", [[0] * 5] * 3, [0] * 3, [0] * 3)
     (tmp_path / f"a_{suffix}.bin").write_bytes(content)
@@ -109,14 +139,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 # ---- the program
 
+
 def test_results_are_scored_with_the_categories_of_the_file(case):
     assert case() == 0
     metrics = json.loads((case.folder / "out" / "metrics.json").read_text())
     assert (metrics["AP"], metrics["AR1"]) == pytest.approx((1, 1))
     assert metrics["num_images"] == metrics["num_detections"] == len(NAMES)
     rows = json.loads((case.folder / "out" / "results.bbox.json").read_text())
-    assert rows == [{"image_id": 7 + i, "category_id": [18, 3][i % 2], "bbox": [10, 20, 50 + i, 50 + i], "score": 0.5}
-                    for i in range(len(NAMES))]
+    assert rows == [
+        {"image_id": 7 + i, "category_id": [18, 3][i % 2], "bbox": [10, 20, 50 + i, 50 + i], "score": 0.5}
+        for i in range(len(NAMES))
+    ]
 
 
 def test_boxes_in_half_precision_give_the_same_figures(case):
@@ -141,8 +174,19 @@ def test_text_lists_are_scored_too(tmp_path):
     (tmp_path / "val.txt").write_text('x.jpg 10,20,60,70,2\n"sub/two words.png" 10,20,61,71,1\n')
     write(tmp_path / "results", "x", [[10, 20, 60, 70, 0.5]], [1], [1])
     write(tmp_path / "results", "two words", [[10, 20, 61, 71, 0.5]], [0], [1])
-    assert postprocess.main([CLASSES, "--dataset=other", f"--image_dir={pictures}", f"--anno_path={tmp_path}/val.txt",
-                             f"--result_path={tmp_path}/results", f"--eval_output_path={tmp_path}/out"]) == 0
+    assert (
+        postprocess.main(
+            [
+                CLASSES,
+                "--dataset=other",
+                f"--image_dir={pictures}",
+                f"--anno_path={tmp_path}/val.txt",
+                f"--result_path={tmp_path}/results",
+                f"--eval_output_path={tmp_path}/out",
+            ]
+        )
+        == 0
+    )
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["AP"] == pytest.approx(1)
 
 
@@ -151,26 +195,53 @@ def test_more_rows_than_a_hundred_count_when_they_are_asked_for(tmp_path):
     corners = [(20 * (i % 13), 20 * (i // 13)) for i in range(130)]
     annotations = write_annotations(tmp_path / "val.json", ["a.png"])
     content = json.loads(annotations.read_text())
-    content["annotations"] = [{"id": i, "image_id": 7, "category_id": 3, "bbox": [x, y, 15, 15], "area": 225,
-                               "iscrowd": 0} for i, (x, y) in enumerate(corners)]
+    content["annotations"] = [
+        {"id": i, "image_id": 7, "category_id": 3, "bbox": [x, y, 15, 15], "area": 225, "iscrowd": 0}
+        for i, (x, y) in enumerate(corners)
+    ]
     annotations.write_text(json.dumps(content))
     write(tmp_path / "results", "a", [[x, y, x + 15, y + 15, 0.9] for x, y in corners], [1] * 130, [1] * 130)
-    for flags, recall, last in (["--test_max_per_img=130"], 1, 130), ([], 100 / 130, 100), (
-            ["--test_max_per_img=30"], 30 / 130, 100):
-        postprocess.main([CLASSES, f"--anno_path={annotations}", f"--result_path={tmp_path}/results",
-                          f"--eval_output_path={tmp_path}", *flags])
+    for flags, recall, last in (
+        (["--test_max_per_img=130"], 1, 130),
+        ([], 100 / 130, 100),
+        (["--test_max_per_img=30"], 30 / 130, 100),
+    ):
+        postprocess.main(
+            [
+                CLASSES,
+                f"--anno_path={annotations}",
+                f"--result_path={tmp_path}/results",
+                f"--eval_output_path={tmp_path}",
+                *flags,
+            ]
+        )
         metrics = json.loads((tmp_path / "metrics.json").read_text())
         assert (metrics["AR100"], metrics["max_dets"]) == (pytest.approx(recall), [1, 10, last])
 
 
-@pytest.mark.parametrize(("file_name", "stem"), [
-    ("val2017\\a.jpg", "a"), ("val2017\\sub\\a.jpg", "a"), ("b\\a.jpg", "b\\a"), ("a.jpg", "b\\a"),
-    ("caf\u00e9.jpg", "cafe\u0301"), ("cafe\u0301.jpg", "caf\u00e9"), ("d\\cafe\u0301.jpg", "caf\u00e9")])
+@pytest.mark.parametrize(
+    ("file_name", "stem"),
+    [
+        ("val2017\\a.jpg", "a"),
+        ("val2017\\sub\\a.jpg", "a"),
+        ("b\\a.jpg", "b\\a"),
+        ("a.jpg", "b\\a"),
+        ("caf\u00e9.jpg", "cafe\u0301"),
+        ("cafe\u0301.jpg", "caf\u00e9"),
+        ("d\\cafe\u0301.jpg", "caf\u00e9"),
+    ],
+)
 def test_other_slashes_and_other_unicode_forms_are_the_same_picture(tmp_path, caplog, file_name, stem):
     annotations = write_annotations(tmp_path / "val.json", [file_name, "other.jpg"])
     write_perfect_results(tmp_path / "results", [stem, "other"])
-    postprocess.main([CLASSES, f"--anno_path={annotations}", f"--result_path={tmp_path}/results",
-                      f"--eval_output_path={tmp_path}/out"])
+    postprocess.main(
+        [
+            CLASSES,
+            f"--anno_path={annotations}",
+            f"--result_path={tmp_path}/results",
+            f"--eval_output_path={tmp_path}/out",
+        ]
+    )
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["AP"] == pytest.approx(1)
     assert "left out" not in caplog.text
 
@@ -184,15 +255,23 @@ def test_two_spellings_of_one_name_are_refused(case):
 def test_missing_files_are_counted_and_the_first_named(case):
     (case.results / "a.b_0.bin").unlink()
     (case.results / "two words_2.bin").unlink()
-    with pytest.raises(UserError, match=r"lacks 2 of the 18 result files that 6 pictures .* need: "
-                                        r"a\.b_0\.bin; two words_2\.bin\. "):
+    with pytest.raises(
+        UserError,
+        match=r"lacks 2 of the 18 result files that 6 pictures .* need: "
+        r"a\.b_0\.bin; two words_2\.bin\. ",
+    ):
         case()
     assert list((case.folder / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize(("result_path", "message"), [
-    ("", "result_path is empty"), ("missing", r"result_path missing cannot be read \(No such file"),
-    ("val.json", r"result_path val\.json cannot be read \(Not a directory\)")])
+@pytest.mark.parametrize(
+    ("result_path", "message"),
+    [
+        ("", "result_path is empty"),
+        ("missing", r"result_path missing cannot be read \(No such file"),
+        ("val.json", r"result_path val\.json cannot be read \(Not a directory\)"),
+    ],
+)
 def test_a_folder_that_is_none_is_named(case, monkeypatch, result_path, message):
     monkeypatch.chdir(case.folder)
     with pytest.raises(UserError, match=message):
@@ -223,8 +302,9 @@ def test_files_of_other_pictures_are_mentioned(case, caplog):
 
 def test_the_program_ends_with_the_lines_or_with_one_message(case):
     command = [sys.executable, REPO_ROOT / "postprocess.py", CLASSES, "--anno_path=val.json"]
-    done = subprocess.run([*command, "--result_path=result_Files"], cwd=case.folder, capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(
+        [*command, "--result_path=result_Files"], cwd=case.folder, capture_output=True, text=True, check=True
+    )
     assert done.stdout.count(" Average Precision ") == done.stdout.count(" Average Recall ") == 6
     assert (case.folder / "metrics.json").is_file() and (case.folder / "results.bbox.json").is_file()
     done = subprocess.run(command, cwd=case.folder, capture_output=True, text=True, check=False)

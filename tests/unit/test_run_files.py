@@ -1,4 +1,5 @@
 """What an earlier run has left: looked at by every rank before any of them writes, then renamed or refused."""
+
 import dataclasses
 import logging
 from pathlib import Path
@@ -53,9 +54,17 @@ def keeping(config):
     return dataclasses.replace(config, keep_old_run=True)
 
 
-@pytest.mark.parametrize("names", [
-    [], ["loss_0.png", "train.log", "MindRecord/FasterRcnn.mindrecord0"], ["ckpt_0/notes.txt", "summary/notes.txt"],
-    ["ckpt_0/.partial-1-faster_rcnn-1_2.ckpt"], ["ckpt_0.1/faster_rcnn-1_2.ckpt", "loss_0.log.1"], ["loss_x.log"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["loss_0.png", "train.log", "MindRecord/FasterRcnn.mindrecord0"],
+        ["ckpt_0/notes.txt", "summary/notes.txt"],
+        ["ckpt_0/.partial-1-faster_rcnn-1_2.ckpt"],
+        ["ckpt_0.1/faster_rcnn-1_2.ckpt", "loss_0.log.1"],
+        ["loss_x.log"],
+    ],
+)
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_folder_without_an_earlier_run_stays_as_it_is(config, info, names, keep):
     write(*names)
@@ -71,13 +80,27 @@ def test_an_empty_loss_log_is_no_run(config, info):
     assert info.records == []
 
 
-@pytest.mark.parametrize("names, found, kept", [
-    (["ckpt_0/faster_rcnn-1_2.ckpt"], "ckpt_0 (faster_rcnn-1_2.ckpt)", "ckpt_0.1"),
-    (["best_ckpt/best.ckpt"], "best_ckpt (best.ckpt)", "best_ckpt.1"),
-    (["ckpt_0/a.ckpt", "ckpt_0/b.ckpt", "ckpt_0/c.ckpt", "ckpt_0/d.ckpt", "ckpt_0/e.ckpt", "best_ckpt/best.ckpt",
-      "loss_0.log.1", "summary.2/x"],
-     "ckpt_0 (a.ckpt, b.ckpt, c.ckpt and 2 more) and best_ckpt (best.ckpt)", "ckpt_0.3 and best_ckpt.3"),
-])
+@pytest.mark.parametrize(
+    "names, found, kept",
+    [
+        (["ckpt_0/faster_rcnn-1_2.ckpt"], "ckpt_0 (faster_rcnn-1_2.ckpt)", "ckpt_0.1"),
+        (["best_ckpt/best.ckpt"], "best_ckpt (best.ckpt)", "best_ckpt.1"),
+        (
+            [
+                "ckpt_0/a.ckpt",
+                "ckpt_0/b.ckpt",
+                "ckpt_0/c.ckpt",
+                "ckpt_0/d.ckpt",
+                "ckpt_0/e.ckpt",
+                "best_ckpt/best.ckpt",
+                "loss_0.log.1",
+                "summary.2/x",
+            ],
+            "ckpt_0 (a.ckpt, b.ckpt, c.ckpt and 2 more) and best_ckpt (best.ckpt)",
+            "ckpt_0.3 and best_ckpt.3",
+        ),
+    ],
+)
 def test_checkpoints_are_refused_and_nothing_is_changed(config, names, found, kept):
     names = [*names, "loss_0.log", EVENTS]
     write(*names)
@@ -94,15 +117,20 @@ def test_an_earlier_run_gets_one_number(config, info):
     write("ckpt_0/faster_rcnn-1_2.ckpt", "ckpt_0/mine.txt", "best_ckpt/best.ckpt", "loss_0.log", EVENTS)
     find_old_run(keeping(config)).set_aside(ALONE)
     assert files() == {
-        ("ckpt_0.1/faster_rcnn-1_2.ckpt", "ckpt_0/faster_rcnn-1_2.ckpt"), ("ckpt_0.1/mine.txt", "ckpt_0/mine.txt"),
-        ("best_ckpt.1/best.ckpt", "best_ckpt/best.ckpt"), ("loss_0.log.1", "loss_0.log"),
-        (EVENTS.replace("/", ".1/"), EVENTS)}
+        ("ckpt_0.1/faster_rcnn-1_2.ckpt", "ckpt_0/faster_rcnn-1_2.ckpt"),
+        ("ckpt_0.1/mine.txt", "ckpt_0/mine.txt"),
+        ("best_ckpt.1/best.ckpt", "best_ckpt/best.ckpt"),
+        ("loss_0.log.1", "loss_0.log"),
+        (EVENTS.replace("/", ".1/"), EVENTS),
+    }
     assert [record.message for record in info.records] == [
-        "an earlier run has been here; kept as ckpt_0.1, best_ckpt.1, summary.1, loss_0.log.1"]
+        "an earlier run has been here; kept as ckpt_0.1, best_ckpt.1, summary.1, loss_0.log.1"
+    ]
 
 
-@pytest.mark.parametrize("taken", [
-    "ckpt_0.1/x", "best_ckpt.1/x", "summary.1/x", "loss_0.log.1", "loss_5.log.1", "ckpt_0.1"])
+@pytest.mark.parametrize(
+    "taken", ["ckpt_0.1/x", "best_ckpt.1/x", "summary.1/x", "loss_0.log.1", "loss_5.log.1", "ckpt_0.1"]
+)
 def test_the_number_is_free_for_every_part(config, taken):
     """Also a part that this run lacks: equal numbers always mean one run."""
     write(taken, "ckpt_0/a.ckpt", "loss_0.log")
@@ -115,7 +143,8 @@ def test_runs_are_numbered_one_after_the_other(config):
         write("ckpt_0/a.ckpt", "loss_0.log")
         find_old_run(keeping(config)).set_aside(ALONE)
         assert {str(path) for path in Path().iterdir()} == {
-            f"{name}.{k}" for name in ("ckpt_0", "loss_0.log") for k in range(1, number + 1)}
+            f"{name}.{k}" for name in ("ckpt_0", "loss_0.log") for k in range(1, number + 1)
+        }
 
 
 @pytest.mark.parametrize("names", [["loss_0.log"], [EVENTS], ["loss_0.log", EVENTS]])
@@ -152,7 +181,7 @@ def test_checkpoints_in_a_folder_of_their_own(config, tmp_path):
 def test_what_cannot_be_renamed_is_named_and_nothing_is_replaced(config):
     write("loss_0.log")
     old_run = find_old_run(config)
-    write("loss_0.log.1")       # by another program, between the look and now
+    write("loss_0.log.1")  # by another program, between the look and now
     with pytest.raises(UserError, match=r"cannot rename loss_0\.log of an earlier run to loss_0\.log\.1: there is"):
         old_run.set_aside(ALONE)
     assert files() == {"loss_0.log", "loss_0.log.1"}
@@ -160,10 +189,11 @@ def test_what_cannot_be_renamed_is_named_and_nothing_is_replaced(config):
 
 # ---- several ranks: all look, then all write
 
+
 @pytest.mark.parametrize("order", [PAIR, PAIR[::-1]])
 def test_ranks_that_share_a_folder(config, order):
     """Whichever rank is the first to write, none of its new files is taken for an old one."""
-    write("ckpt_0/a.ckpt", "loss_0.log", "loss_1.log", "loss_2.log")       # of a run with three ranks
+    write("ckpt_0/a.ckpt", "loss_0.log", "loss_1.log", "loss_2.log")  # of a run with three ranks
     looks = [find_old_run(keeping(config)) for _ in order]
     for device, old_run in zip(order, looks, strict=True):
         old_run.set_aside(device)
@@ -171,8 +201,13 @@ def test_ranks_that_share_a_folder(config, order):
         if device.rank == 0:
             Path("ckpt_0").mkdir()
             Path("ckpt_0/a.ckpt").write_text("new")
-    assert files() == {("ckpt_0/a.ckpt", "new"), ("ckpt_0.1/a.ckpt", "ckpt_0/a.ckpt"), ("loss_0.log", "new"),
-                       ("loss_1.log", "new"), *((f"loss_{rank}.log.1", f"loss_{rank}.log") for rank in range(3))}
+    assert files() == {
+        ("ckpt_0/a.ckpt", "new"),
+        ("ckpt_0.1/a.ckpt", "ckpt_0/a.ckpt"),
+        ("loss_0.log", "new"),
+        ("loss_1.log", "new"),
+        *((f"loss_{rank}.log.1", f"loss_{rank}.log") for rank in range(3)),
+    }
 
 
 def test_ranks_with_a_folder_each_and_checkpoints_in_one_place(config, tmp_path, monkeypatch):
@@ -189,8 +224,11 @@ def test_ranks_with_a_folder_each_and_checkpoints_in_one_place(config, tmp_path,
         monkeypatch.chdir(tmp_path / f"rank{device.rank}")
         old_run.set_aside(device)
     monkeypatch.chdir(tmp_path)
-    assert files() == {("shared/ckpt_0.1/a.ckpt", "shared/ckpt_0/a.ckpt"), ("rank0/loss_0.log.1", "rank0/loss_0.log"),
-                       ("rank1/loss_1.log.1", "rank1/loss_1.log")}
+    assert files() == {
+        ("shared/ckpt_0.1/a.ckpt", "shared/ckpt_0/a.ckpt"),
+        ("rank0/loss_0.log.1", "rank0/loss_0.log"),
+        ("rank1/loss_1.log.1", "rank1/loss_1.log"),
+    }
 
 
 def test_the_scheduler_of_msrun_looks_at_nothing(config, monkeypatch):

@@ -1,4 +1,5 @@
 """What surrounds a run: environment, exit codes, messages; scripts run as processes of their own."""
+
 import os
 import platform
 import re
@@ -20,10 +21,12 @@ CPU_INFO = "processor\t: 0\nmodel name\t: A CPU @ 2.50GHz\nflags\t\t: fpu sse2 a
 @pytest.fixture
 def cpu_info(tmp_path):
     """Write a description of a processor with these flags; returns the file."""
+
     def write(flags):
         path = tmp_path / "cpuinfo"
         path.write_text(CPU_INFO.format(flags) + CPU_INFO.format(flags).replace(": 0", ": 1"))
         return path
+
     return write
 
 
@@ -31,7 +34,7 @@ def cpu_info(tmp_path):
 def bare(monkeypatch):
     """An environment in which nobody has chosen an instruction set; put back afterwards."""
     for variable in (CAP, OLD_CAP):
-        monkeypatch.setenv(variable, "")        # so that monkeypatch knows it and restores it
+        monkeypatch.setenv(variable, "")  # so that monkeypatch knows it and restores it
         monkeypatch.delenv(variable)
     monkeypatch.setenv("GLOG_v", "3")
 
@@ -42,11 +45,19 @@ def run_script(folder, text, *arguments, environment=None):
     script.write_text(text)
     variables = {name: value for name, value in os.environ.items() if name not in (CAP, OLD_CAP, "GLOG_v")}
     variables |= {"PYTHONPATH": str(REPO_ROOT)} | (environment or {})
-    return subprocess.run([sys.executable, script, *arguments], env=variables, capture_output=True, text=True,
-                          check=False, cwd=folder, timeout=60)
+    return subprocess.run(
+        [sys.executable, script, *arguments],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        timeout=60,
+    )
 
 
 # ---- the instruction set
+
 
 def test_processor_with_avx512_is_capped(bare, cpu_info):
     line = prepare_process(cpu_info("avx512f avx512bw "))
@@ -88,15 +99,19 @@ def test_second_call_changes_nothing(bare, cpu_info):
 
 def test_worker_processes_inherit_the_cap(bare, cpu_info):
     prepare_process(cpu_info("avx512f "))
-    child = subprocess.run([sys.executable, "-c", f"import os; print(os.environ['{CAP}'])"], capture_output=True,
-                           text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-c", f"import os; print(os.environ['{CAP}'])"], capture_output=True, text=True, check=True
+    )
     assert child.stdout == "AVX2\n"
 
 
 def test_mindspore_is_not_imported_by_it(tmp_path):
     """The environment has to be set before MindSpore is imported."""
-    done = run_script(tmp_path, "import sys\nfrom src.runtime import prepare_process, run, setup_logging\n"
-                                "prepare_process()\nprint('mindspore' in sys.modules)")
+    done = run_script(
+        tmp_path,
+        "import sys\nfrom src.runtime import prepare_process, run, setup_logging\n"
+        "prepare_process()\nprint('mindspore' in sys.modules)",
+    )
     assert done.stdout == "False\n", done.stderr
 
 
@@ -146,8 +161,15 @@ def test_mistake_of_the_user_is_one_message_and_code_1(tmp_path):
 
 
 def test_message_of_a_derived_error_with_a_cause(tmp_path):
-    done = run_main(tmp_path, "class ConfigError(UserError):", "    pass", "try:", "    int('x')",
-                    "except ValueError as error:", "    raise ConfigError('no number') from error")
+    done = run_main(
+        tmp_path,
+        "class ConfigError(UserError):",
+        "    pass",
+        "try:",
+        "    int('x')",
+        "except ValueError as error:",
+        "    raise ConfigError('no number') from error",
+    )
     assert done.returncode == 1
     assert "no number" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
@@ -161,8 +183,9 @@ def test_percent_sign_in_a_message(tmp_path):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("error", ["ValueError('broken inside')", "OSError('broken inside')",
-                                   "RuntimeError('broken inside')"])
+@pytest.mark.parametrize(
+    "error", ["ValueError('broken inside')", "OSError('broken inside')", "RuntimeError('broken inside')"]
+)
 def test_other_errors_keep_their_trace(tmp_path, error):
     done = run_main(tmp_path, f"raise {error}")
     assert done.returncode == 1
@@ -182,8 +205,9 @@ def test_ctrl_c_ends_with_130(tmp_path):
 
 
 def test_log_goes_to_the_standard_output_at_once(tmp_path):
-    done = run_main(tmp_path, "log.info('plain words')", "log.warning('something odd')", "log.debug('too much')",
-                    "os._exit(0)")      # buffers are lost
+    done = run_main(
+        tmp_path, "log.info('plain words')", "log.warning('something odd')", "log.debug('too much')", "os._exit(0)"
+    )  # buffers are lost
     assert "\nplain words\n" in done.stdout
     assert "WARNING: something odd" in done.stdout
     assert "too much" not in done.stdout
@@ -197,8 +221,9 @@ def test_instruction_set_is_said_once(tmp_path):
 
 
 def test_choice_of_the_user_is_said(tmp_path):
-    done = run_main(tmp_path, f"print(os.environ['{OLD_CAP}'], os.environ.get('{CAP}'))", "return 0",
-                    environment={OLD_CAP: "AVX"})
+    done = run_main(
+        tmp_path, f"print(os.environ['{OLD_CAP}'], os.environ.get('{CAP}'))", "return 0", environment={OLD_CAP: "AVX"}
+    )
     assert f"{OLD_CAP}=AVX" in done.stdout
     assert "\nAVX None\n" in done.stdout
 
@@ -210,15 +235,22 @@ def test_arguments_reach_main(tmp_path):
 
 # ---- the device
 
+
 def test_device_of_a_run(tmp_path):
     """Graph mode, seed and a device without fellows; a device that this MindSpore lacks is one message."""
     done = run_main(
-        tmp_path, "import dataclasses", "from src.model_utils.config import load_config",
-        "from src.runtime import Device, init_device", "config = load_config(['--device_target=CPU', '--seed=7'])",
-        "device = init_device(config)", "import mindspore as ms", "import numpy as np",
+        tmp_path,
+        "import dataclasses",
+        "from src.model_utils.config import load_config",
+        "from src.runtime import Device, init_device",
+        "config = load_config(['--device_target=CPU', '--seed=7'])",
+        "device = init_device(config)",
+        "import mindspore as ms",
+        "import numpy as np",
         "print(device == Device('CPU', 0, 0, 1), ms.get_context('mode') == ms.GRAPH_MODE, ms.get_seed(),",
         "      ms.get_context('device_target'))",
-        "init_device(dataclasses.replace(config, device_target='Ascend'))")
+        "init_device(dataclasses.replace(config, device_target='Ascend'))",
+    )
     assert "\nTrue True 7 CPU\n" in done.stdout, done.stderr
     assert done.returncode == 1
     assert "device_target is Ascend" in done.stdout
@@ -230,30 +262,49 @@ def test_the_best_device_that_is_there_is_taken_unless_one_is_named(tmp_path):
     """On this machine MindSpore has the CPU alone, and the shipped files say Ascend."""
     (tmp_path / "own.yaml").write_text("device_target: GPU\n")
     done = run_main(
-        tmp_path, "from src.model_utils.config import load_config", "from src.runtime import with_available_device",
+        tmp_path,
+        "from src.model_utils.config import load_config",
+        "from src.runtime import with_available_device",
         "for flags in ([], ['--config_path=default_config.yaml'], ['--device_target=Ascend'],",
         f"              ['--config_path={tmp_path / 'own.yaml'}']):",
-        "    print(with_available_device(load_config(flags)).device_target)")
+        "    print(with_available_device(load_config(flags)).device_target)",
+    )
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line in ("CPU", "GPU", "Ascend")] == [
-        "CPU", "CPU", "Ascend", "GPU"]
+        "CPU",
+        "CPU",
+        "Ascend",
+        "GPU",
+    ]
     assert "runs on CPU; --device_target names another device" in done.stdout
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
 def test_wrong_flag_of_an_entry_script(tmp_path, script):
-    done = subprocess.run([sys.executable, REPO_ROOT / script, "--coco_rot=x"], cwd=tmp_path, capture_output=True,
-                          text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, REPO_ROOT / script, "--coco_rot=x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.returncode == 1
     assert "coco_rot" in done.stdout
-    assert "coco_root" in done.stdout       # the nearest key
+    assert "coco_root" in done.stdout  # the nearest key
     assert "Traceback" not in done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_training_without_weights_is_refused_at_once(tmp_path):
-    done = subprocess.run([sys.executable, REPO_ROOT / "train.py", "--device_target=CPU", "--pre_trained="],
-                          cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, REPO_ROOT / "train.py", "--device_target=CPU", "--pre_trained="],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.returncode == 1
     assert "ERROR: --pre_trained is empty" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
@@ -262,8 +313,14 @@ def test_training_without_weights_is_refused_at_once(tmp_path):
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
 def test_help(tmp_path, script):
-    done = subprocess.run([sys.executable, REPO_ROOT / script, "--help"], cwd=tmp_path, capture_output=True, text=True,
-                          check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, REPO_ROOT / script, "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.returncode == 0
     assert "--coco_root" in done.stdout
 

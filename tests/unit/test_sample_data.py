@@ -1,4 +1,5 @@
 """The generated data set: repeatable, correct boxes, and careful with folders."""
+
 import hashlib
 import json
 import subprocess
@@ -33,8 +34,11 @@ def sample(tmp_path_factory):
 
 
 def fingerprint(folder):
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def read(folder, subset):
@@ -76,9 +80,10 @@ def test_same_arguments_give_the_same_files_another_seed_others(tmp_path, sample
     assert fingerprint(tmp_path / "other")[name] != fingerprint(sample)[name]
 
 
-@pytest.mark.parametrize("class_name, expected_area", [
-    ("disc", np.pi * 20 ** 2), ("square", (0.6 * 40) ** 2 * 2),
-    ("star", 10 * 0.5 * 20 * 9 * np.sin(np.pi / 5))])      # ten triangles between radii 20 and 0.45 * 20
+@pytest.mark.parametrize(
+    "class_name, expected_area",
+    [("disc", np.pi * 20**2), ("square", (0.6 * 40) ** 2 * 2), ("star", 10 * 0.5 * 20 * 9 * np.sin(np.pi / 5))],
+)  # ten triangles between radii 20 and 0.45 * 20
 def test_box_and_area_are_those_of_the_outline(class_name, expected_area):
     corners = _outline(class_name, 40, 0.3) + (60, 50)
     mask = _coverage(corners, 128, 96)
@@ -105,7 +110,7 @@ def test_objects_stay_visible_and_some_pictures_are_empty():
         counts.append(len(objects))
         for number, item in enumerate(objects):
             hidden = np.ones_like(item.mask)
-            for above in objects[number + 1:]:
+            for above in objects[number + 1 :]:
                 hidden *= 1 - above.mask
             assert (item.mask * hidden).sum() >= 0.6 * item.mask.sum() - 1e-3
     assert 0 in counts
@@ -140,6 +145,7 @@ def test_folders_of_others_are_left_alone(tmp_path, sample):
 def test_an_interrupted_run_leaves_nothing_and_is_made_good(tmp_path, sample, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("src.sample_data.make_picture", interrupt)
         make_sample_data(tmp_path / "data", SMALL)
@@ -160,10 +166,20 @@ def test_an_empty_folder_is_filled(tmp_path):
 
 
 def test_as_a_program_it_says_what_it_did_and_fails_with_one_message(tmp_path):
-    command = [sys.executable, "-m", "src.sample_data", f"--output_dir={tmp_path / 'data'}", "--num_train=1",
-               "--num_val=1", "--width=96", "--height=96"]
-    first, second, third = (subprocess.run([*command, *more], capture_output=True, text=True, cwd=REPO_ROOT,
-                                           check=False) for more in ([], [], ["--seed=2"]))
+    command = [
+        sys.executable,
+        "-m",
+        "src.sample_data",
+        f"--output_dir={tmp_path / 'data'}",
+        "--num_train=1",
+        "--num_val=1",
+        "--width=96",
+        "--height=96",
+    ]
+    first, second, third = (
+        subprocess.run([*command, *more], capture_output=True, text=True, cwd=REPO_ROOT, check=False)
+        for more in ([], [], ["--seed=2"])
+    )
     assert (first.returncode, second.returncode, third.returncode) == (0, 0, 1)
     assert "wrote 1 training pictures" in first.stdout
     assert "['background', 'disc', 'square', 'star']" in first.stdout

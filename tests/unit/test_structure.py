@@ -1,4 +1,5 @@
 """What holds for the source as a whole: who imports whom, size of functions, docstrings, silent imports."""
+
 import ast
 import json
 import os
@@ -46,7 +47,7 @@ def imports_of(tree: ast.AST, module: str, *, package: bool = False) -> Iterator
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                parents = module.split(".")[:len(module.split(".")) - node.level + package]
+                parents = module.split(".")[: len(module.split(".")) - node.level + package]
                 base = ".".join([*parents, base]).rstrip(".")
             # "from src import util" and "from src.util import evaluate" both need the module src.util.
             names = [f"{base}.{alias.name}" for alias in node.names if f"{base}.{alias.name}" in MODULES]
@@ -72,20 +73,29 @@ def place(path: Path, node: ast.AST) -> str:
 
 # ---- imports point one way
 
+
 def test_the_detector_imports_its_own_parts_mindspore_and_numpy_only():
     wrong = []
     for path in SOURCES:
         if not below(module_name(path), "src.FasterRcnn"):
             continue
-        wrong += [f"{module_name(path)} imports {name}" for name in imported_by(path)
-                  if not below(name, "src.FasterRcnn")
-                  and name.split(".")[0] not in {"mindspore", "numpy", *sys.stdlib_module_names}]
+        wrong += [
+            f"{module_name(path)} imports {name}"
+            for name in imported_by(path)
+            if not below(name, "src.FasterRcnn")
+            and name.split(".")[0] not in {"mindspore", "numpy", *sys.stdlib_module_names}
+        ]
     assert wrong == []
 
 
 def test_model_utils_imports_nothing_of_ours_but_itself():
-    wrong = [f"{module_name(path)} imports {name}" for path in SOURCES if below(module_name(path), "src.model_utils")
-             for name in ours(imported_by(path)) if not below(name, "src.model_utils")]
+    wrong = [
+        f"{module_name(path)} imports {name}"
+        for path in SOURCES
+        if below(module_name(path), "src.model_utils")
+        for name in ours(imported_by(path))
+        if not below(name, "src.model_utils")
+    ]
     assert wrong == []
 
 
@@ -96,27 +106,39 @@ def test_stages_of_the_detector_do_not_import_the_detector():
         if path.parent.name != "FasterRcnn" or short == "__init__" or short.startswith("faster_rcnn"):
             continue
         parts = {name.removeprefix("src.FasterRcnn.") for name in ours(imported_by(path))}
-        wrong += [f"{short} imports {part}" for part in parts
-                  if part.startswith(("src", "faster_rcnn")) or (short in BASICS and part not in BASICS)]
+        wrong += [
+            f"{short} imports {part}"
+            for part in parts
+            if part.startswith(("src", "faster_rcnn")) or (short in BASICS and part not in BASICS)
+        ]
     assert wrong == []
 
 
 def test_nothing_imports_an_entry_script():
-    wrong = [f"{module_name(path)} imports {name}" for path in SOURCES for name in imported_by(path)
-             if name.split(".")[0] in ENTRY_NAMES]
+    wrong = [
+        f"{module_name(path)} imports {name}"
+        for path in SOURCES
+        for name in imported_by(path)
+        if name.split(".")[0] in ENTRY_NAMES
+    ]
     assert wrong == []
 
 
 def imported_for_type_hints(path: Path) -> set[str]:
     """What stands below "if TYPE_CHECKING:" and is never executed."""
-    blocks = [node for node in TREES[path].body if isinstance(node, ast.If)
-              and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"]
+    blocks = [
+        node
+        for node in TREES[path].body
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    ]
     return {name for block in blocks for name, _ in imports_of(block, module_name(path))}
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    graph = {module_name(path): (imported_by(path) - imported_for_type_hints(path)) & MODULES - {module_name(path)}
-             for path in SOURCES}
+    graph = {
+        module_name(path): (imported_by(path) - imported_for_type_hints(path)) & MODULES - {module_name(path)}
+        for path in SOURCES
+    }
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
@@ -131,20 +153,31 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def test_every_import_of_ours_exists():
-    wrong = [f"{module_name(path)} imports {name}" for path in TREES for name in ours(imported_by(path))
-             if name not in MODULES]
+    wrong = [
+        f"{module_name(path)} imports {name}"
+        for path in TREES
+        for name in ours(imported_by(path))
+        if name not in MODULES
+    ]
     assert wrong == []
 
 
 def test_optional_packages_are_imported_where_they_are_needed():
     wrong = []
     for path, tree in TREES.items():
-        inside = {id(node) for function in ast.walk(tree) if isinstance(function, FUNCTIONS)
-                  for node in ast.walk(function)}
-        wrong += [f"{place(path, node)} imports {name}" for name, node in imports_of(tree, module_name(path))
-                  if id(node) not in inside and not (module_name(path) in ONNX_MODULES and name.split(".")[0] == "onnx")
-                  and (name.split(".")[0] in OPTIONAL_PACKAGES
-                       or (name in ONNX_MODULES and module_name(path) not in ONNX_MODULES))]
+        inside = {
+            id(node) for function in ast.walk(tree) if isinstance(function, FUNCTIONS) for node in ast.walk(function)
+        }
+        wrong += [
+            f"{place(path, node)} imports {name}"
+            for name, node in imports_of(tree, module_name(path))
+            if id(node) not in inside
+            and not (module_name(path) in ONNX_MODULES and name.split(".")[0] == "onnx")
+            and (
+                name.split(".")[0] in OPTIONAL_PACKAGES
+                or (name in ONNX_MODULES and module_name(path) not in ONNX_MODULES)
+            )
+        ]
     assert wrong == []
 
 
@@ -158,9 +191,14 @@ def test_entry_script_prepares_the_process_before_mindspore_is_imported(path):
 
 # ---- style that ruff does not hold
 
+
 def test_nothing_is_printed_below_src():
-    wrong = [place(path, node) for path in SOURCES for node in ast.walk(TREES[path])
-             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"]
+    wrong = [
+        place(path, node)
+        for path in SOURCES
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
     assert wrong == []
 
 
@@ -173,9 +211,12 @@ def lines_without_docstring(function: ast.FunctionDef) -> int:
 
 
 def test_no_function_is_longer_than_fifty_lines():
-    wrong = [f"{place(path, node)} {node.name}: {lines_without_docstring(node)} lines"
-             for path, tree in TREES.items() for node in ast.walk(tree)
-             if isinstance(node, FUNCTIONS) and lines_without_docstring(node) > MAX_LINES]
+    wrong = [
+        f"{place(path, node)} {node.name}: {lines_without_docstring(node)} lines"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, FUNCTIONS) and lines_without_docstring(node) > MAX_LINES
+    ]
     assert wrong == []
 
 
@@ -200,9 +241,13 @@ CLASSES = {node.name: node for tree in TREES.values() for node in tree.body if i
 def is_explained_above(method: ast.FunctionDef, owner: ast.ClassDef) -> bool:
     """Whether a base class of ours holds the docstring of the method that is overridden."""
     bases = [CLASSES[base.id] for base in owner.bases if isinstance(base, ast.Name) and base.id in CLASSES]
-    return any(is_explained_above(method, base) or any(
-        isinstance(node, FUNCTIONS) and node.name == method.name and ast.get_docstring(node) for node in base.body)
-        for base in bases)
+    return any(
+        is_explained_above(method, base)
+        or any(
+            isinstance(node, FUNCTIONS) and node.name == method.name and ast.get_docstring(node) for node in base.body
+        )
+        for base in bases
+    )
 
 
 def public_things(tree: ast.Module) -> Iterator[ast.AST]:
@@ -212,14 +257,23 @@ def public_things(tree: ast.Module) -> Iterator[ast.AST]:
         if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_"):
             yield node
             if isinstance(node, ast.ClassDef):
-                yield from (method for method in node.body if isinstance(method, FUNCTIONS)
-                            and not method.name.startswith("_") and method.name != "construct"
-                            and not is_explained_above(method, node))
+                yield from (
+                    method
+                    for method in node.body
+                    if isinstance(method, FUNCTIONS)
+                    and not method.name.startswith("_")
+                    and method.name != "construct"
+                    and not is_explained_above(method, node)
+                )
 
 
 def test_everything_public_has_a_docstring():
-    wrong = [f"{path.relative_to(REPO_ROOT)}: {getattr(node, 'name', 'the module')}"
-             for path, tree in TREES.items() for node in public_things(tree) if not ast.get_docstring(node)]
+    wrong = [
+        f"{path.relative_to(REPO_ROOT)}: {getattr(node, 'name', 'the module')}"
+        for path, tree in TREES.items()
+        for node in public_things(tree)
+        if not ast.get_docstring(node)
+    ]
     assert wrong == []
 
 
@@ -257,9 +311,15 @@ def test_every_module_imports_silently(tmp_path):
     names = [module_name(path) for path in TREES]
     folder, report = tmp_path / "empty", tmp_path / "report.json"
     folder.mkdir()
-    done = subprocess.run([sys.executable, "-c", IMPORT_ALL, ",".join(names)], cwd=folder, capture_output=True,
-                          text=True, check=False, timeout=120,
-                          env={**os.environ, "PYTHONPATH": str(REPO_ROOT), "REPORT": str(report)})
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, ",".join(names)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(REPO_ROOT), "REPORT": str(report)},
+    )
     assert done.returncode == 0, done.stderr
     assert (done.stdout, done.stderr) == ("", "")
     changes = json.loads(report.read_text())
@@ -270,7 +330,9 @@ def test_every_module_imports_silently(tmp_path):
 
 def test_configuration_and_run_time_do_not_need_mindspore():
     """They are read before the environment is prepared for it."""
-    code = ("import sys, src.runtime, src.lr_schedule, src.files, src.model_utils.config; "
-            "print([name for name in sys.modules if name.split('.')[0] == 'mindspore'])")
+    code = (
+        "import sys, src.runtime, src.lr_schedule, src.files, src.model_utils.config; "
+        "print([name for name in sys.modules if name.split('.')[0] == 'mindspore'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -1,4 +1,5 @@
 """Pictures and boxes on their way to the network; expected numbers are worked out here by hand or with OpenCV."""
+
 import io
 import struct
 import zlib
@@ -32,6 +33,7 @@ def as_array(data):
 
 
 # ---- reading
+
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP"])
 def test_lossless_pictures_arrive_as_rgb(kind):
@@ -75,7 +77,7 @@ def test_exif_orientation_is_ignored():
 def test_a_cut_jpeg_is_refused(options, keep, capfd):
     data = file_of(smooth_picture(120, 160), "JPEG", **options)
     with pytest.raises(PictureError, match=r"cut off|damaged|not a picture"):
-        transforms.checked_rgb(data[:keep(len(data))])
+        transforms.checked_rgb(data[: keep(len(data))])
 
 
 def test_a_jpeg_with_restart_marks_cut_before_its_end_mark_is_refused():
@@ -84,13 +86,16 @@ def test_a_jpeg_with_restart_marks_cut_before_its_end_mark_is_refused():
         transforms.checked_rgb(picture[:-2])
 
 
-@pytest.mark.parametrize(("data", "message"), [
-    (b"", "is empty"),
-    (b"<html>404</html>", "not a picture"),
-    (file_of(smooth_picture(8, 8), "GIF"), "GIF"),
-    (file_of(smooth_picture(64, 64), "PNG")[:-40], "damaged"),
-    (file_of(smooth_picture(64, 64), "BMP")[:-40], "damaged|not a picture"),
-])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"<html>404</html>", "not a picture"),
+        (file_of(smooth_picture(8, 8), "GIF"), "GIF"),
+        (file_of(smooth_picture(64, 64), "PNG")[:-40], "damaged"),
+        (file_of(smooth_picture(64, 64), "BMP")[:-40], "damaged|not a picture"),
+    ],
+)
 def test_files_that_are_no_whole_picture_are_refused(data, message, capfd):
     with pytest.raises(PictureError, match=message):
         transforms.checked_rgb(data)
@@ -163,7 +168,7 @@ def file_of_16_bits(values, **options):
 def with_tag(data, tag, value):
     """A little-endian TIFF file whose tag of one 16-bit number has another value."""
     entry = data.index(struct.pack("<HHI", tag, 3, 1))
-    return data[:entry + 8] + struct.pack("<H", value) + data[entry + 10:]
+    return data[: entry + 8] + struct.pack("<H", value) + data[entry + 10 :]
 
 
 def pages(number):
@@ -173,13 +178,17 @@ def pages(number):
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("data, message", [
-    (pages(3), "3 pages; save each as a file of its own"),
-    (file_of_16_bits(np.ones((9, 9), np.float32)), "of the kind F, which is not read; save it as PNG"),
-    (file_of_16_bits(np.ones((9, 9), np.int32)), "of the kind I, which"),
-    (with_tag(file_of_16_bits(np.ones((9, 9), np.uint16)), 262, 0), "of the kind I;16, which is not read"),
-    (file_of(smooth_picture(9, 9), "TIFF", tiffinfo={274: 6}), "to be turned when it is shown; save it upright"),
-], ids=["pages", "float", "32 bits", "white is 0", "turned"])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (pages(3), "3 pages; save each as a file of its own"),
+        (file_of_16_bits(np.ones((9, 9), np.float32)), "of the kind F, which is not read; save it as PNG"),
+        (file_of_16_bits(np.ones((9, 9), np.int32)), "of the kind I, which"),
+        (with_tag(file_of_16_bits(np.ones((9, 9), np.uint16)), 262, 0), "of the kind I;16, which is not read"),
+        (file_of(smooth_picture(9, 9), "TIFF", tiffinfo={274: 6}), "to be turned when it is shown; save it upright"),
+    ],
+    ids=["pages", "float", "32 bits", "white is 0", "turned"],
+)
 def test_other_tiff_files_are_refused_by_name(data, message):
     with pytest.raises(PictureError, match=message):
         transforms.checked_rgb(data)
@@ -190,7 +199,7 @@ def test_other_tiff_files_are_refused_by_name(data, message):
 def test_a_cut_tiff_is_refused(compression, share):
     data = file_of(smooth_picture(97, 131), "TIFF", compression=compression)
     with pytest.raises(PictureError):
-        transforms.checked_rgb(data[:int(share * len(data))])
+        transforms.checked_rgb(data[: int(share * len(data))])
 
 
 def test_records_hold_a_tiff_as_png_and_other_files_as_they_are():
@@ -205,19 +214,23 @@ def test_records_hold_a_tiff_as_png_and_other_files_as_they_are():
 
 # ---- resizing
 
-@pytest.mark.parametrize(("width", "height", "canvas", "new_width", "new_height", "scale"), [
-    (640, 480, CANVAS, 1024, 768, 1.6),                        # min(1280/640, 768/480)
-    (1280, 400, CANVAS, 1280, 400, 1.0),                       # min(1280/1280, 768/400)
-    (500, 333, CANVAS, 1153, 768, 768 / 333),                  # 500 * 2.3063 + 0.5 = 1153.65
-    (480, 640, CANVAS, 576, 768, 1.6 * 0.75),                  # 768 x 1024 first, then 768 / 1024
-    (300, 600, CANVAS, 384, 768, 1280 / 600 * 768 / 1280),     # 640 x 1280 first
-    (512, 512, CANVAS, 768, 768, 1.5),
-    (640, 480, Canvas(768, 1280), 768, 576, 1.2),              # W < H: min(768/640, 1280/480) at once
-    (480, 640, Canvas(768, 1280), 768, 1024, 1.6),
-    (20000, 20, CANVAS, 1280, 1, 0.064),                       # 20 * 0.064 + 0.5 = 1.78
-    (30000, 10, CANVAS, 1280, 1, 1280 / 30000),                # 10 * 0.0427 + 0.5 < 1: held at 1
-    (1, 1, CANVAS, 768, 768, 768.0),
-])
+
+@pytest.mark.parametrize(
+    ("width", "height", "canvas", "new_width", "new_height", "scale"),
+    [
+        (640, 480, CANVAS, 1024, 768, 1.6),  # min(1280/640, 768/480)
+        (1280, 400, CANVAS, 1280, 400, 1.0),  # min(1280/1280, 768/400)
+        (500, 333, CANVAS, 1153, 768, 768 / 333),  # 500 * 2.3063 + 0.5 = 1153.65
+        (480, 640, CANVAS, 576, 768, 1.6 * 0.75),  # 768 x 1024 first, then 768 / 1024
+        (300, 600, CANVAS, 384, 768, 1280 / 600 * 768 / 1280),  # 640 x 1280 first
+        (512, 512, CANVAS, 768, 768, 1.5),
+        (640, 480, Canvas(768, 1280), 768, 576, 1.2),  # W < H: min(768/640, 1280/480) at once
+        (480, 640, Canvas(768, 1280), 768, 1024, 1.6),
+        (20000, 20, CANVAS, 1280, 1, 0.064),  # 20 * 0.064 + 0.5 = 1.78
+        (30000, 10, CANVAS, 1280, 1, 1280 / 30000),  # 10 * 0.0427 + 0.5 < 1: held at 1
+        (1, 1, CANVAS, 768, 768, 768.0),
+    ],
+)
 def test_keep_ratio_sizes(width, height, canvas, new_width, new_height, scale):
     resized, scale_h, scale_w = transforms.resize(np.zeros((height, width, 3), np.uint8), canvas)
     assert resized.shape == (new_height, new_width, 3)
@@ -241,6 +254,7 @@ def test_without_keep_ratio_the_picture_fills_the_canvas():
 
 # ---- normalisation
 
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_padding_comes_before_normalisation_and_flip_mirrors_the_canvas(flip):
     picture = smooth_picture(5, 7)
@@ -263,6 +277,7 @@ def test_a_picture_of_the_canvas_size_has_no_padding():
 
 # ---- boxes
 
+
 def test_boxes_are_scaled_then_clipped_to_the_last_pixel():
     boxes = np.array([[-4, 1, 5, 2.5], [10.25, 20.5, 40, 30]], np.float32)
     # y by 3, x by 2; the resized picture is 50 high and 70 wide: limits 49 and 69
@@ -277,7 +292,7 @@ def test_flipped_boxes():
 
 
 def test_expand_pastes_the_picture_where_the_boxes_say():
-    picture = smooth_picture(30, 40) | 1                        # no black pixel
+    picture = smooth_picture(30, 40) | 1  # no black pixel
     boxes = np.array([[0, 0, 40, 30], [5, 6, 7, 8]], np.float32)
     sizes = set()
     for seed in range(20):
@@ -287,7 +302,7 @@ def test_expand_pastes_the_picture_where_the_boxes_say():
         assert 40 <= width <= 160
         x1, y1, x2, y2 = moved[0].astype(int)
         assert np.array_equal(expanded[y1:y2, x1:x2], picture)
-        assert np.count_nonzero(expanded) == picture.size       # black everywhere else
+        assert np.count_nonzero(expanded) == picture.size  # black everywhere else
         np.testing.assert_array_equal(moved[1] - moved[0][[0, 1, 0, 1]], boxes[1])
         sizes.add((height, width))
     assert len(sizes) > 15
@@ -295,8 +310,9 @@ def test_expand_pastes_the_picture_where_the_boxes_say():
 
 def test_ground_truth_is_padded_and_crowds_are_invalid():
     boxes = np.arange(12, dtype=np.float32).reshape(3, 4)
-    padded, labels, valid = transforms.pad_ground_truth(boxes, np.array([3, 1, 2], np.int32),
-                                                        np.array([False, True, False]), 5, np.random.default_rng(0))
+    padded, labels, valid = transforms.pad_ground_truth(
+        boxes, np.array([3, 1, 2], np.int32), np.array([False, True, False]), 5, np.random.default_rng(0)
+    )
     assert padded.tolist() == [*boxes.tolist(), [0] * 4, [0] * 4]
     assert labels.tolist() == [3, 1, 2, -1, -1]
     assert valid.tolist() == [True, False, True, False, False]
@@ -304,8 +320,9 @@ def test_ground_truth_is_padded_and_crowds_are_invalid():
 
 
 def test_a_picture_without_boxes_has_only_padding():
-    padded, labels, valid = transforms.pad_ground_truth(np.zeros((0, 4), np.float32), np.zeros(0, np.int32),
-                                                        np.zeros(0, bool), 4, np.random.default_rng(0))
+    padded, labels, valid = transforms.pad_ground_truth(
+        np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), 4, np.random.default_rng(0)
+    )
     assert padded.shape == (4, 4)
     assert not padded.any()
     assert labels.tolist() == [-1] * 4
@@ -324,18 +341,20 @@ def test_of_too_many_boxes_a_random_choice_stays_in_order(num_boxes):
         assert (np.diff(chosen) > 0).all()
         assert np.array_equal(padded[:, 0], chosen - 1)
         seen.update(chosen.tolist())
-    assert len(seen) == num_boxes                               # none is left out for ever
+    assert len(seen) == num_boxes  # none is left out for ever
 
 
 def test_crowds_leave_first_when_there_are_too_many_boxes():
     is_crowd = np.arange(6) % 2 == 0
-    _, labels, valid = transforms.pad_ground_truth(np.zeros((6, 4), np.float32), np.arange(6, dtype=np.int32), is_crowd,
-                                                   4, np.random.default_rng(0))
+    _, labels, valid = transforms.pad_ground_truth(
+        np.zeros((6, 4), np.float32), np.arange(6, dtype=np.int32), is_crowd, 4, np.random.default_rng(0)
+    )
     assert labels.tolist() == [1, 3, 5, -1]
     assert valid.tolist() == [True, True, True, False]
 
 
 # ---- whole pictures
+
 
 def train(picture, boxes, seed, **options):
     return transforms.training_input(picture, boxes, CANVAS, rng=np.random.default_rng(seed), **options)
@@ -372,8 +391,9 @@ def test_share_of_expanded_and_flipped_pictures(expand_ratio, flip_ratio):
     black = ((0 - MEAN) / STD)[:, None, None]
     num_expanded = num_flipped = 0
     for seed in range(600):
-        image, _, moved = transforms.training_input(picture, boxes, canvas, rng=np.random.default_rng(seed),
-                                                    expand_ratio=expand_ratio, flip_ratio=flip_ratio)
+        image, _, moved = transforms.training_input(
+            picture, boxes, canvas, rng=np.random.default_rng(seed), expand_ratio=expand_ratio, flip_ratio=flip_ratio
+        )
         expanded = bool((np.abs(image - black) < 0.5).any())
         num_expanded += expanded
         num_flipped += not expanded and moved[0, 0] > 32

@@ -1,4 +1,5 @@
 """Videos written and read: sizes, number of frames, colours, and what a failure leaves behind."""
+
 import logging
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def test_odd_sizes_are_made_even(tmp_path, height, width):
     write(tmp_path / "a.mp4", [frame(number, height, width) for number in range(3)])
     frames, _ = opened(tmp_path / "a.mp4")
     assert [picture.shape for picture in frames] == [(height + height % 2, width + width % 2, 3)] * 3
-    np.testing.assert_allclose(frames[1][-1, -1], COLOURS[1], atol=25)       # no black border
+    np.testing.assert_allclose(frames[1][-1, -1], COLOURS[1], atol=25)  # no black border
 
 
 def test_frames_of_another_size_are_brought_to_that_of_the_first(tmp_path):
@@ -105,8 +106,9 @@ except UserError as error:
 
 def test_a_file_that_cannot_grow_is_an_error(tmp_path):
     """OpenCV itself reports nothing."""
-    done = subprocess.run([sys.executable, "-c", FULL, tmp_path / "a.mp4"], cwd=REPO_ROOT, text=True,
-                          capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path / "a.mp4"], cwd=REPO_ROOT, text=True, capture_output=True, check=True
+    )
     assert done.stdout.startswith(f"cannot write {tmp_path}/a.mp4: 0 of 30 frames reached the file")
     assert names_in(tmp_path) == []
 
@@ -125,10 +127,12 @@ def test_a_video_that_ends_too_early_gives_what_it_has_and_a_warning(tmp_path, c
         writer.write(rng.integers(0, 256, (240, 320, 3), np.uint8))
     writer.release()
     content = (tmp_path / "a.avi").read_bytes()
-    (tmp_path / "a.avi").write_bytes(content[:len(content) // 2])
+    (tmp_path / "a.avi").write_bytes(content[: len(content) // 2])
     video = VideoReader(tmp_path / "a.avi")
     frames = list(video)
     assert 0 < len(frames) < 20
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == [f"{tmp_path}/a.avi: {video.num_frames} frames are announced and {len(frames)} could be read; "
-                        "the file may be cut off or damaged"]
+    assert warnings == [
+        f"{tmp_path}/a.avi: {video.num_frames} frames are announced and {len(frames)} could be read; "
+        "the file may be cut off or damaged"
+    ]

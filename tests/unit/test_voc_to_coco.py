@@ -1,4 +1,5 @@
 """Pascal VOC folders to COCO layout."""
+
 import json
 import logging
 import re
@@ -34,10 +35,16 @@ def voc(tmp_path):
 
 
 def convert(voc, output, *flags):
-    assert voc_to_coco.main([f"--images={voc / 'images'}", f"--annotations={voc / 'annotations'}",
-                             f"--output={output}", *flags]) == 0
-    return {subset: json.loads((output / "annotations" / f"instances_{subset}.json").read_text())
-            for subset in ("train2017", "val2017")}
+    assert (
+        voc_to_coco.main(
+            [f"--images={voc / 'images'}", f"--annotations={voc / 'annotations'}", f"--output={output}", *flags]
+        )
+        == 0
+    )
+    return {
+        subset: json.loads((output / "annotations" / f"instances_{subset}.json").read_text())
+        for subset in ("train2017", "val2017")
+    }
 
 
 def names(content):
@@ -64,9 +71,10 @@ def test_layout_ids_and_boxes(voc, tmp_path, caplog):
         assert [row["id"] for row in content["annotations"]] == list(range(1, len(content["annotations"]) + 1))
         assert sorted(path.name for path in (tmp_path / "out" / subset).iterdir()) == sorted(names(content))
         # it is what the readers accept
-        assert len(read_coco(tmp_path / "out" / "annotations" / f"instances_{subset}.json", tmp_path / "out" / subset,
-                             CLASSES)) == len(content["images"])
-    row, = boxes_of(contents, "p0.png")                       # xmin = 0 stays
+        assert len(
+            read_coco(tmp_path / "out" / "annotations" / f"instances_{subset}.json", tmp_path / "out" / subset, CLASSES)
+        ) == len(content["images"])
+    (row,) = boxes_of(contents, "p0.png")  # xmin = 0 stays
     assert row["bbox"] == [0, 2.5, 20, 22.5]
     assert row["area"] == 450
     assert row["category_id"] == 2
@@ -94,8 +102,8 @@ def test_classes_default_to_all_names_in_alphabetical_order(voc, tmp_path):
 
 
 def test_one_based_coordinates_include_the_last_pixel(voc, tmp_path):
-    row, = boxes_of(convert(voc, tmp_path / "out", "--one_based"), "p1.png")
-    assert row["bbox"] == [0, 1.5, 20, 23.5]                  # 1..20 are twenty pixels
+    (row,) = boxes_of(convert(voc, tmp_path / "out", "--one_based"), "p1.png")
+    assert row["bbox"] == [0, 1.5, 20, 23.5]  # 1..20 are twenty pixels
 
 
 @pytest.mark.parametrize(("choice", "crowd_flags"), [("crowd", [0, 1]), ("keep", [0, 0]), ("drop", [0])])
@@ -122,23 +130,27 @@ def test_both_sets_get_pictures(voc, fraction, num_val):
 
 
 def test_lists_of_voc_decide_the_division(voc, tmp_path, caplog):
-    (tmp_path / "train.txt").write_text("p5\np1  1\n\n")      # lists of one class have 1 or -1 behind the name
+    (tmp_path / "train.txt").write_text("p5\np1  1\n\n")  # lists of one class have 1 or -1 behind the name
     (tmp_path / "val.txt").write_text("p0 -1\n")
     with caplog.at_level(logging.WARNING):
-        contents = convert(voc, tmp_path / "out", f"--train_list={tmp_path / 'train.txt'}",
-                           f"--val_list={tmp_path / 'val.txt'}")
+        contents = convert(
+            voc, tmp_path / "out", f"--train_list={tmp_path / 'train.txt'}", f"--val_list={tmp_path / 'val.txt'}"
+        )
     assert names(contents["train2017"]) == ["p5.png", "p1.png"]
     assert names(contents["val2017"]) == ["p0.png"]
     assert "10 XML files: 3 used, 7 left out (in neither list)" in caplog.text
 
 
-@pytest.mark.parametrize(("train", "val", "message"), [
-    ("p1\np77\n", "p2\n", r"train\.txt line 2: there is no annotation file p77\.xml"),
-    ("p1\n", "p2\np1\n", r"val\.txt line 2: p1 is already on .*train\.txt line 1"),
-    ("p1\n", "\n", r"val\.txt: has no names"),
-    ("p1 5\n", "p2\n", r"train\.txt line 1: there is no annotation file p1 5\.xml"),
-    ("p1\n", None, "give both or neither"),
-])
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        ("p1\np77\n", "p2\n", r"train\.txt line 2: there is no annotation file p77\.xml"),
+        ("p1\n", "p2\np1\n", r"val\.txt line 2: p1 is already on .*train\.txt line 1"),
+        ("p1\n", "\n", r"val\.txt: has no names"),
+        ("p1 5\n", "p2\n", r"train\.txt line 1: there is no annotation file p1 5\.xml"),
+        ("p1\n", None, "give both or neither"),
+    ],
+)
 def test_faulty_lists(voc, tmp_path, train, val, message):
     flags = []
     for key, text in (("train", train), ("val", val)):
@@ -154,10 +166,15 @@ def test_unknown_classes_are_named_with_a_file(voc, tmp_path):
         convert(voc, tmp_path / "out", "--classes=mask")
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--classes=mask,mask"], "different names"), (["--val_fraction=0"], "between 0 and 1"),
-    (["--val_fraction=nan"], "between 0 and 1"), (["--seed=-1"], "expected 0 or more"),
-])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--classes=mask,mask"], "different names"),
+        (["--val_fraction=0"], "between 0 and 1"),
+        (["--val_fraction=nan"], "between 0 and 1"),
+        (["--seed=-1"], "expected 0 or more"),
+    ],
+)
 def test_faulty_arguments(voc, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         convert(voc, tmp_path / "out", *flags)
@@ -178,18 +195,19 @@ def test_an_output_that_holds_something_is_left_alone(voc, tmp_path):
         convert(voc, output)
     assert [path.name for path in output.iterdir()] == ["mine.txt"]
     (output / "mine.txt").unlink()
-    convert(voc, output)                                      # an empty folder is taken
+    convert(voc, output)  # an empty folder is taken
 
 
 def test_a_failure_leaves_nothing_behind(voc, tmp_path):
     images = read_voc(voc / "annotations", voc / "images").images
-    (voc / "images" / "p5.png").unlink()                      # after it was read
+    (voc / "images" / "p5.png").unlink()  # after it was read
     with pytest.raises(UserError, match=r"--output=.*out: cannot be written"):
         voc_to_coco.write_coco(tmp_path / "out", {"train2017": images}, voc_to_coco.Options(CLASSES))
     assert [path.name for path in tmp_path.iterdir()] == ["voc"]
 
 
 # ---- sub-folders
+
 
 @pytest.fixture
 def nested(tmp_path):
@@ -208,12 +226,13 @@ def test_sub_folders_stay_in_file_names(nested, tmp_path):
     contents = convert(nested, tmp_path / "out")
     assert sorted(names(contents["train2017"]) + names(contents["val2017"])) == NESTED
     for subset, content in contents.items():
-        assert read_coco(tmp_path / "out" / "annotations" / f"instances_{subset}.json", tmp_path / "out" / subset,
-                         ["mask"])
+        assert read_coco(
+            tmp_path / "out" / "annotations" / f"instances_{subset}.json", tmp_path / "out" / subset, ["mask"]
+        )
         for file_name in names(content):
             value = cv2.imread(str(tmp_path / "out" / subset / file_name))[0, 0, 0]
             assert NESTED[value] == file_name
-            row, = boxes_of(contents, file_name)
+            (row,) = boxes_of(contents, file_name)
             assert row["bbox"] == [value, 0, 9 - value, 9]
 
 
@@ -239,7 +258,7 @@ def test_a_name_on_a_list_must_mean_one_image(nested, tmp_path):
 
 
 def test_names_with_blanks_and_accents_on_lists(tmp_path):
-    for stem in ("img", "img (2)", "cafe\u0301"):             # e and a separate accent on the disk
+    for stem in ("img", "img (2)", "cafe\u0301"):  # e and a separate accent on the disk
         add_image(tmp_path / "images" / f"{stem}.png")
         add_xml(tmp_path / "annotations" / f"{stem}.xml", f"{stem}.png", xml_object())
     contents = convert(tmp_path, tmp_path / "out", *write_lists(tmp_path, "img (2)\nimg 1\n", "caf\u00e9\n"))
@@ -249,6 +268,7 @@ def test_names_with_blanks_and_accents_on_lists(tmp_path):
 
 # ---- the account
 
+
 def test_images_without_xml_files_are_left_out_by_name_or_kept(voc, tmp_path, caplog):
     add_image(voc / "images" / "sub" / "alone.jpg")
     add_image(voc / "images" / "more.TIF")
@@ -256,8 +276,10 @@ def test_images_without_xml_files_are_left_out_by_name_or_kept(voc, tmp_path, ca
     with caplog.at_level(logging.INFO):
         contents = convert(voc, tmp_path / "out")
     assert sum(len(content["images"]) for content in contents.values()) == 10
-    assert ("2 left out without one (more.TIF; sub/alone.jpg; --keep_unlabelled keeps them as background)"
-            in caplog.records[-1].message)
+    assert (
+        "2 left out without one (more.TIF; sub/alone.jpg; --keep_unlabelled keeps them as background)"
+        in caplog.records[-1].message
+    )
     assert caplog.records[-1].levelname == "WARNING"
     caplog.clear()
     with caplog.at_level(logging.INFO):
@@ -288,8 +310,8 @@ def test_the_account_adds_up(voc, tmp_path, caplog, keep, lists):
     for name in ("a", "b", "c"):
         add_image(voc / "images" / f"{name}.jpg")
     add_image(voc / "images" / "d.jpg")
-    add_xml(voc / "annotations" / "d.xml", "old.jpg")         # found by the stem, and without objects
-    add_xml(voc / "annotations" / "p5.xml", "p6.png")         # two that contradict
+    add_xml(voc / "annotations" / "d.xml", "old.jpg")  # found by the stem, and without objects
+    add_xml(voc / "annotations" / "p5.xml", "p6.png")  # two that contradict
     add_xml(voc / "annotations" / "p6.xml", "p5.png")
     flags = ["--keep_unlabelled"] * keep + ["--match=stem"]
     if lists:
@@ -305,9 +327,11 @@ def test_the_account_adds_up(voc, tmp_path, caplog, keep, lists):
     assert numbers(image_text, "(?:used|left|kept)") == num_images
     assert numbers(image_text, "(?:used|kept)") == num_written == (4 + keep if lists else 11 + 3 * keep)
     assert numbers(xml_text, "used") == numbers(image_text, "used")
-    empty, decided = (2, 1) if lists else (4, 2)              # p4, p5, p6 and d have no objects
-    assert (f"({empty} without objects, 1 found their image by their own name, as <filename> found none, "
-            f"{decided} decided by --match=stem)") in xml_text
+    empty, decided = (2, 1) if lists else (4, 2)  # p4, p5, p6 and d have no objects
+    assert (
+        f"({empty} without objects, 1 found their image by their own name, as <filename> found none, "
+        f"{decided} decided by --match=stem)"
+    ) in xml_text
 
 
 def test_the_account_counts_files_of_the_given_encoding(voc, tmp_path, caplog):
@@ -324,15 +348,25 @@ def test_help_is_complete(capsys):
     with pytest.raises(SystemExit, match="0"):
         voc_to_coco.main(["--help"])
     text = capsys.readouterr().out
-    for flag in ("--images", "--val_list", "--one_based", "--difficult", "--hard_links", "--seed", "--match",
-                 "--encoding", "--keep_unlabelled"):
+    for flag in (
+        "--images",
+        "--val_list",
+        "--one_based",
+        "--difficult",
+        "--hard_links",
+        "--seed",
+        "--match",
+        "--encoding",
+        "--keep_unlabelled",
+    ):
         assert flag in text
 
 
 def test_a_turned_rectangle_keeps_its_angle_for_the_warning_of_those_who_read_it(voc, tmp_path):
     """CVAT's Pascal VOC export: an upright box, and the angle among the attributes."""
-    turned = xml_object().replace("</object>", "<attributes><attribute><name>rotation</name><value>60.0</value>"
-                                               "</attribute></attributes></object>")
+    turned = xml_object().replace(
+        "</object>", "<attributes><attribute><name>rotation</name><value>60.0</value></attribute></attributes></object>"
+    )
     add_xml(voc / "annotations" / "p1.xml", "p1.png", turned)
     contents = convert(voc, tmp_path / "out")
     rows = [row for content in contents.values() for row in content["annotations"] if "attributes" in row]
@@ -342,7 +376,7 @@ def test_a_turned_rectangle_keeps_its_angle_for_the_warning_of_those_who_read_it
 @pytest.mark.parametrize(("text", "is_crowd"), [("0", 0), ("1", 1), ("True", 1), ("false", 0), ("", 0)])
 def test_difficult_is_read_in_every_plain_form(voc, tmp_path, text, is_crowd):
     add_xml(voc / "annotations" / "p1.xml", "p1.png", xml_object(difficult=text))
-    row, = boxes_of(convert(voc, tmp_path / "out"), "p1.png")
+    (row,) = boxes_of(convert(voc, tmp_path / "out"), "p1.png")
     assert row["iscrowd"] == is_crowd
 
 
@@ -354,8 +388,8 @@ def test_another_difficult_is_refused_by_file(voc, tmp_path):
 
 def test_objects_marked_ignore_keep_the_mark(voc, tmp_path):
     add_xml(voc / "annotations" / "p1.xml", "p1.png", xml_object().replace("<bndbox>", "<ignore>1</ignore><bndbox>"))
-    row, = boxes_of(convert(voc, tmp_path / "out"), "p1.png")
-    assert row["ignore"] == 1                                  # whoever reads the file counts it as crowd
+    (row,) = boxes_of(convert(voc, tmp_path / "out"), "p1.png")
+    assert row["ignore"] == 1  # whoever reads the file counts it as crowd
 
 
 def test_files_of_other_kinds_are_named_in_the_account(voc, tmp_path, caplog):

@@ -1,4 +1,5 @@
 """Reading Pascal VOC folders: encodings, faulty files, and which image belongs to which XML file."""
+
 import codecs
 import encodings.aliases
 import logging
@@ -28,11 +29,14 @@ def read(root, **options):
 
 def pairs(root, **options):
     """XML file to image, both below their folders."""
-    return {image.xml_path.relative_to(root / "annotations").as_posix(): image.file_name
-            for image in read(root, **options).images}
+    return {
+        image.xml_path.relative_to(root / "annotations").as_posix(): image.file_name
+        for image in read(root, **options).images
+    }
 
 
 # ---- encodings
+
 
 def xml_bytes(word, codec, declared=None):
     declaration = "" if declared is None else f'<?xml version="1.0" encoding="{declared}"?>\n'
@@ -44,19 +48,45 @@ def class_read(voc, data, **options):
     return read(voc, **options).images[1].objects[0].name
 
 
-@pytest.mark.parametrize(("declared", "codec", "word"), [
-    ("gb2312", "gb2312", "猫"), ("GB2312", "gbk", "朱镕基"), ("GBK", "gbk", "口罩"), ("cp936", "gb18030", "㐂𠮷"),
-    ("gb18030", "gb18030", "𠮷"), ("big5", "big5", "貓"), ("Big5", "cp950", "碁"), ("big5-hkscs", "big5hkscs", "啫"),
-    ("Shift_JIS", "shift_jis", "ネコ"), ("shift_jis", "cp932", "①髙"), ("EUC-JP", "euc_jp", "猫"),
-    ("ISO-2022-JP", "iso2022_jp", "猫"), ("EUC-KR", "euc_kr", "고양이"), ("euc-kr", "cp949", "믜"),
-    ("ISO-8859-1", "latin-1", "café"), ("latin1", "cp1252", "“x” €"), ("ISO-8859-15", "iso8859-15", "œ €"),
-    ("windows-1250", "cp1250", "kočka"), ("windows-1251", "cp1251", "кот"), ("windows-1252", "cp1252", "né €"),
-    ("windows-1256", "cp1256", "قطة"), ("KOI8-R", "koi8-r", "кот"), ("UTF-8", "utf-8", "猫"),
-    ("UTF-8", "utf-8-sig", "猫"), ("utf-16", "utf-16", "猫"), ("UTF-16", "utf-16-be", "猫"),
-    ("UTF-16", "utf-16-le", "猫"), ("UTF-16LE", "utf-16-le", "猫"), ("utf-16", "utf-16-le", "cat"),
-    ("UTF-32", "utf-32", "猫"), ("us-ascii", "ascii", "cat"), (None, "utf-8", "猫"), (None, "utf-8-sig", "猫"),
-    (None, "utf-16", "猫"),
-])
+@pytest.mark.parametrize(
+    ("declared", "codec", "word"),
+    [
+        ("gb2312", "gb2312", "猫"),
+        ("GB2312", "gbk", "朱镕基"),
+        ("GBK", "gbk", "口罩"),
+        ("cp936", "gb18030", "㐂𠮷"),
+        ("gb18030", "gb18030", "𠮷"),
+        ("big5", "big5", "貓"),
+        ("Big5", "cp950", "碁"),
+        ("big5-hkscs", "big5hkscs", "啫"),
+        ("Shift_JIS", "shift_jis", "ネコ"),
+        ("shift_jis", "cp932", "①髙"),
+        ("EUC-JP", "euc_jp", "猫"),
+        ("ISO-2022-JP", "iso2022_jp", "猫"),
+        ("EUC-KR", "euc_kr", "고양이"),
+        ("euc-kr", "cp949", "믜"),
+        ("ISO-8859-1", "latin-1", "café"),
+        ("latin1", "cp1252", "“x” €"),
+        ("ISO-8859-15", "iso8859-15", "œ €"),
+        ("windows-1250", "cp1250", "kočka"),
+        ("windows-1251", "cp1251", "кот"),
+        ("windows-1252", "cp1252", "né €"),
+        ("windows-1256", "cp1256", "قطة"),
+        ("KOI8-R", "koi8-r", "кот"),
+        ("UTF-8", "utf-8", "猫"),
+        ("UTF-8", "utf-8-sig", "猫"),
+        ("utf-16", "utf-16", "猫"),
+        ("UTF-16", "utf-16-be", "猫"),
+        ("UTF-16", "utf-16-le", "猫"),
+        ("UTF-16LE", "utf-16-le", "猫"),
+        ("utf-16", "utf-16-le", "cat"),
+        ("UTF-32", "utf-32", "猫"),
+        ("us-ascii", "ascii", "cat"),
+        (None, "utf-8", "猫"),
+        (None, "utf-8-sig", "猫"),
+        (None, "utf-16", "猫"),
+    ],
+)
 def test_files_are_read_in_the_encoding_they_declare(voc, declared, codec, word):
     assert class_read(voc, xml_bytes(word, codec, declared)) == word
     # the option is for files that do not say it, or not rightly
@@ -71,38 +101,53 @@ def test_byte_values_by_hand(voc):
     assert class_read(voc, codecs.BOM_UTF16_BE + xml_bytes("猫", "utf-16-be", "utf-16")) == "猫"
 
 
-@pytest.mark.parametrize(("data", "message"), [
-    (xml_bytes("猫", "gbk", "gb2313"), "declares the encoding 'gb2313', which Python does not know"),
-    (xml_bytes("cat", "utf-8", "zlib"), "declares the encoding 'zlib', which Python does not know"),
-    (xml_bytes("cat", "utf-8", "idna"), "declares the encoding 'idna', which Python does not know"),
-    (xml_bytes("cat", "utf-8", ""), "declares the encoding '', which Python does not"),
-    (xml_bytes("口罩", "gbk"), "declares no encoding, for which XML has UTF-8, but cannot be read so .*'utf-8'"),
-    (xml_bytes("口罩", "gbk", "utf-8"), "declares the encoding 'utf-8', but cannot be read so .*'utf-8'"),
-    (xml_bytes("é", "cp1252", "ascii"), "declares the encoding 'ascii', but cannot be read so"),
-    (xml_bytes("é", "cp1252", "gb2312"), "declares the encoding 'gb2312', but cannot be read so .*'gb18030'"),
-    # valid in the encoding declared, but other characters
-    (xml_bytes("口罩", "utf-8", "gb2312"), "'gb2312', but its bytes are UTF-8 .as gb18030"),
-    (xml_bytes("é", "utf-8", "ISO-8859-1"), "'ISO-8859-1', but its bytes are UTF-8 .as cp1252"),
-    (xml_bytes("кот", "utf-8", "windows-1251"), "'windows-1251', but its bytes are UTF-8"),
-    (xml_bytes("cat ", "utf-8", "utf-16"), "'utf-16', but (does not begin with <\\?xml|cannot be read)"),
-    (xml_bytes("cat", "utf-8", "utf-16"), "'utf-16', but (does not begin with <\\?xml|cannot be read)"),
-    (xml_bytes("猫", "utf-16", "utf-8"), "'utf-8', but cannot be read so"),
-    (codecs.BOM_UTF16_LE + xml_bytes("猫", "utf-16-le", "utf-16-be"), "'utf-16-be', but does not begin with <\\?xml"),
-    (xml_bytes("cat", "utf-8-sig", "windows-1252"), "'windows-1252', but does not begin with <\\?xml"),
-    (xml_bytes("猫", "utf-16")[:-1], "begins as UTF-16, but cannot be read so"),
-])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (xml_bytes("猫", "gbk", "gb2313"), "declares the encoding 'gb2313', which Python does not know"),
+        (xml_bytes("cat", "utf-8", "zlib"), "declares the encoding 'zlib', which Python does not know"),
+        (xml_bytes("cat", "utf-8", "idna"), "declares the encoding 'idna', which Python does not know"),
+        (xml_bytes("cat", "utf-8", ""), "declares the encoding '', which Python does not"),
+        (xml_bytes("口罩", "gbk"), "declares no encoding, for which XML has UTF-8, but cannot be read so .*'utf-8'"),
+        (xml_bytes("口罩", "gbk", "utf-8"), "declares the encoding 'utf-8', but cannot be read so .*'utf-8'"),
+        (xml_bytes("é", "cp1252", "ascii"), "declares the encoding 'ascii', but cannot be read so"),
+        (xml_bytes("é", "cp1252", "gb2312"), "declares the encoding 'gb2312', but cannot be read so .*'gb18030'"),
+        # valid in the encoding declared, but other characters
+        (xml_bytes("口罩", "utf-8", "gb2312"), "'gb2312', but its bytes are UTF-8 .as gb18030"),
+        (xml_bytes("é", "utf-8", "ISO-8859-1"), "'ISO-8859-1', but its bytes are UTF-8 .as cp1252"),
+        (xml_bytes("кот", "utf-8", "windows-1251"), "'windows-1251', but its bytes are UTF-8"),
+        (xml_bytes("cat ", "utf-8", "utf-16"), "'utf-16', but (does not begin with <\\?xml|cannot be read)"),
+        (xml_bytes("cat", "utf-8", "utf-16"), "'utf-16', but (does not begin with <\\?xml|cannot be read)"),
+        (xml_bytes("猫", "utf-16", "utf-8"), "'utf-8', but cannot be read so"),
+        (
+            codecs.BOM_UTF16_LE + xml_bytes("猫", "utf-16-le", "utf-16-be"),
+            "'utf-16-be', but does not begin with <\\?xml",
+        ),
+        (xml_bytes("cat", "utf-8-sig", "windows-1252"), "'windows-1252', but does not begin with <\\?xml"),
+        (xml_bytes("猫", "utf-16")[:-1], "begins as UTF-16, but cannot be read so"),
+    ],
+)
 def test_encodings_that_cannot_be_are_refused_by_file(voc, data, message):
     with pytest.raises(UserError, match=f"1 file cannot be used:\n.*p1.xml: .*{message}") as raised:
         class_read(voc, data)
     assert "or name the encoding of such files with --encoding=NAME" in str(raised.value)
 
 
-@pytest.mark.parametrize(("word", "codec", "declared", "encoding"), [
-    ("猫", "gbk", None, "gbk"), ("口罩", "gbk", None, "gb2312"), ("貓", "cp950", None, "big5"),
-    ("cat", "cp037", None, "cp037"), ("猫", "gbk", "x-gbk", "gbk"), ("猫", "utf-16-le", "unicode", "utf-16-le"),
-    ("口罩", "gbk", "utf-8", "gb18030"), ("口罩", "utf-8", "gb2312", "utf-8"), ("猫", "utf-16", "utf-8", "utf-16"),
-    ("cat", "utf-8", "utf-16", "utf-8"),
-])
+@pytest.mark.parametrize(
+    ("word", "codec", "declared", "encoding"),
+    [
+        ("猫", "gbk", None, "gbk"),
+        ("口罩", "gbk", None, "gb2312"),
+        ("貓", "cp950", None, "big5"),
+        ("cat", "cp037", None, "cp037"),
+        ("猫", "gbk", "x-gbk", "gbk"),
+        ("猫", "utf-16-le", "unicode", "utf-16-le"),
+        ("口罩", "gbk", "utf-8", "gb18030"),
+        ("口罩", "utf-8", "gb2312", "utf-8"),
+        ("猫", "utf-16", "utf-8", "utf-16"),
+        ("cat", "utf-8", "utf-16", "utf-8"),
+    ],
+)
 def test_the_option_reads_files_that_do_not_declare_their_encoding_rightly(voc, word, codec, declared, encoding):
     assert class_read(voc, xml_bytes(word, codec, declared), encoding=encoding) == word
     assert read(voc, encoding=encoding).images[1].encoding_given
@@ -136,20 +181,33 @@ def test_no_encoding_that_python_has_ends_in_another_error():
                 try:
                     text, _, _ = decode_xml(data, encoding)
                 except UserError as error:
-                    assert len(str(error)) > 20     # noqa: PT017
+                    assert len(str(error)) > 20  # noqa: PT017
                 else:
                     assert isinstance(text, str)
 
 
-BOMB = ('<!DOCTYPE a [<!ENTITY x "xxxxxxxxxx"><!ENTITY y "&x;&x;&x;&x;&x;&x;&x;&x;">]>'
-        "<annotation><filename>&y;</filename></annotation>")
+BOMB = (
+    '<!DOCTYPE a [<!ENTITY x "xxxxxxxxxx"><!ENTITY y "&x;&x;&x;&x;&x;&x;&x;&x;">]>'
+    "<annotation><filename>&y;</filename></annotation>"
+)
 
 
-@pytest.mark.parametrize(("declared", "codec", "encoding"), [
-    (None, "utf-8", ""), ("utf-8", "utf-8", ""), (None, "utf-16", ""), ("utf-16", "utf-16-be", ""),
-    (None, "utf-16-le", ""), ("UTF-32", "utf-32", ""), ("gb2312", "gbk", ""), ("iso2022_jp", "iso2022_jp", ""),
-    ("nonsense", "utf-8", "gb18030"), (None, "cp037", "cp037"), ("nonsense", "utf-16", "utf-16"),
-])
+@pytest.mark.parametrize(
+    ("declared", "codec", "encoding"),
+    [
+        (None, "utf-8", ""),
+        ("utf-8", "utf-8", ""),
+        (None, "utf-16", ""),
+        ("utf-16", "utf-16-be", ""),
+        (None, "utf-16-le", ""),
+        ("UTF-32", "utf-32", ""),
+        ("gb2312", "gbk", ""),
+        ("iso2022_jp", "iso2022_jp", ""),
+        ("nonsense", "utf-8", "gb18030"),
+        (None, "cp037", "cp037"),
+        ("nonsense", "utf-16", "utf-16"),
+    ],
+)
 def test_document_type_declarations_are_refused_in_every_encoding(tmp_path, declared, codec, encoding):
     declaration = f'<?xml version="1.0" encoding="{declared}"?>' if declared else '<?xml version="1.0"?>'
     path = tmp_path / "bomb.xml"
@@ -181,19 +239,29 @@ def test_large_files_and_what_is_no_file_are_refused(tmp_path):
 
 # ---- faulty files
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("<annotation>\n<filename>p1.png</filename>\n<object>", r"is not valid XML \(no element found: line 3, column 8\)"),
-    ("", "is not valid XML"),
-    ("<annotations/>", "its outermost element is <annotations>; in Pascal VOC's layout it is <annotation>"),
-    ('<annotation xmlns="http://a.org"/>', r"its outermost element is <\{http://a.org\}annotation>"),
-    (xml_of("p1.png", "<object><name>mask</name></object>"), "object 1 has no <bndbox>"),
-    (xml_of("p1.png", "<object><name>mask</name><polygon/></object>"), "no <bndbox> but a <polygon>, which is not"),
-    (xml_of("p1.png", xml_object("background")), "object 1 is of the class 'background'"),
-    (xml_of("p1.png", xml_object(), xml_object(corners=("a", 1, 2, 3))), "object 2: <xmin> is 'a'; expected a number"),
-    (xml_of("p1.png", xml_object(corners=("nan", 1, 2, 3))), "object 1: <xmin> is 'nan'"),
-    (xml_of("p1.png", xml_object(name="")), "object 1 has no <name>"),
-    (xml_of("p1.png", width=30, height=40), r"says 30 x 40 pixels, its image .*p1\.png has 40 x 30"),
-])
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "<annotation>\n<filename>p1.png</filename>\n<object>",
+            r"is not valid XML \(no element found: line 3, column 8\)",
+        ),
+        ("", "is not valid XML"),
+        ("<annotations/>", "its outermost element is <annotations>; in Pascal VOC's layout it is <annotation>"),
+        ('<annotation xmlns="http://a.org"/>', r"its outermost element is <\{http://a.org\}annotation>"),
+        (xml_of("p1.png", "<object><name>mask</name></object>"), "object 1 has no <bndbox>"),
+        (xml_of("p1.png", "<object><name>mask</name><polygon/></object>"), "no <bndbox> but a <polygon>, which is not"),
+        (xml_of("p1.png", xml_object("background")), "object 1 is of the class 'background'"),
+        (
+            xml_of("p1.png", xml_object(), xml_object(corners=("a", 1, 2, 3))),
+            "object 2: <xmin> is 'a'; expected a number",
+        ),
+        (xml_of("p1.png", xml_object(corners=("nan", 1, 2, 3))), "object 1: <xmin> is 'nan'"),
+        (xml_of("p1.png", xml_object(name="")), "object 1 has no <name>"),
+        (xml_of("p1.png", width=30, height=40), r"says 30 x 40 pixels, its image .*p1\.png has 40 x 30"),
+    ],
+)
 def test_faulty_xml_files_are_named(voc, content, message):
     (voc / "annotations" / "p1.xml").write_text(content)
     with pytest.raises(UserError, match=f"1 file cannot be used:\n.*p1.xml: .*{message}"):
@@ -213,6 +281,7 @@ def test_missing_and_broken_images_are_named(voc):
 
 # ---- which image
 
+
 def test_contradictions_are_refused_by_file(voc):
     """Renamed: every <filename> names the next image."""
     for number in range(3):
@@ -220,8 +289,10 @@ def test_contradictions_are_refused_by_file(voc):
     with pytest.raises(UserError, match="3 files cannot be used") as raised:
         read(voc)
     for number in range(3):
-        assert (f"p{number}.xml: its <filename> names p{(number + 1) % 3}.png, but its own name is that of "
-                f"p{number}.png; say with --match=filename or --match=stem which is right") in str(raised.value)
+        assert (
+            f"p{number}.xml: its <filename> names p{(number + 1) % 3}.png, but its own name is that of "
+            f"p{number}.png; say with --match=filename or --match=stem which is right"
+        ) in str(raised.value)
 
 
 def test_the_option_says_which_is_right(voc):
@@ -249,15 +320,27 @@ def test_the_one_that_finds_an_image_is_taken(voc):
         assert images[0].size == (40, 30)
 
 
-@pytest.mark.parametrize("written", [
-    r"C:\data\IMG_7.png", "/data/x/IMG_7.png", r"..\images\IMG_7.png", "../../IMG_7.png", "./IMG_7.png",
-    r"\\server\share/IMG_7.png", "file:///d/IMG_7.png", "IMG_7", r"C:\data\IMG_7", "IMG_7.PNG", "a/" * 40 + "IMG_7.png",
-])
+@pytest.mark.parametrize(
+    "written",
+    [
+        r"C:\data\IMG_7.png",
+        "/data/x/IMG_7.png",
+        r"..\images\IMG_7.png",
+        "../../IMG_7.png",
+        "./IMG_7.png",
+        r"\\server\share/IMG_7.png",
+        "file:///d/IMG_7.png",
+        "IMG_7",
+        r"C:\data\IMG_7",
+        "IMG_7.PNG",
+        "a/" * 40 + "IMG_7.png",
+    ],
+)
 def test_the_last_part_of_a_foreign_path_counts(voc, written):
     (voc / "images" / "p1.png").rename(voc / "images" / "IMG_7.png")
     add_xml(voc / "annotations" / "p1.xml", written)
     assert pairs(voc)["p1.xml"] == "IMG_7.png"
-    add_image(voc / "images" / "p1.png")                      # and it contradicts as a plain name does
+    add_image(voc / "images" / "p1.png")  # and it contradicts as a plain name does
     with pytest.raises(UserError, match=r"its <filename> names IMG_7\.png, but its own name is that of p1\.png"):
         read(voc)
 
@@ -313,16 +396,23 @@ def test_a_file_of_any_suffix_that_filename_names_is_taken(voc):
 
 # ---- folders
 
+
 def test_suffixes_in_any_case_and_folders_in_folders(voc):
     (voc / "annotations" / "p1.xml").rename(voc / "annotations" / "p1.XML")
     add_image(voc / "images" / "a" / "b" / "q.JPEG")
     add_xml(voc / "annotations" / "a" / "b" / "q.Xml", "q.JPEG")
     add_image(voc / "images" / "flat.tiff")
-    add_xml(voc / "annotations" / "a" / "flat.xml", "flat.tiff")              # the image folder itself
+    add_xml(voc / "annotations" / "a" / "flat.xml", "flat.tiff")  # the image folder itself
     add_image(voc / "images" / "a" / "p0.png")
-    add_xml(voc / "annotations" / "a" / "p0.xml", "p0.png")                   # its own folder first
-    assert pairs(voc) == {"p0.xml": "p0.png", "p1.XML": "p1.png", "p2.xml": "p2.png", "a/b/q.Xml": "a/b/q.JPEG",
-                          "a/flat.xml": "flat.tiff", "a/p0.xml": "a/p0.png"}
+    add_xml(voc / "annotations" / "a" / "p0.xml", "p0.png")  # its own folder first
+    assert pairs(voc) == {
+        "p0.xml": "p0.png",
+        "p1.XML": "p1.png",
+        "p2.xml": "p2.png",
+        "a/b/q.Xml": "a/b/q.JPEG",
+        "a/flat.xml": "flat.tiff",
+        "a/p0.xml": "a/p0.png",
+    }
     assert [image.name for image in read(voc).images] == ["a/b/q", "a/flat", "a/p0", "p0", "p1", "p2"]
 
 
@@ -338,7 +428,7 @@ def test_folders_in_filename_count_where_they_exist(voc):
 def test_hidden_files_and_folders_are_left_out(voc):
     add_image(voc / "images" / ".thumbs" / "p7.png")
     add_image(voc / "images" / "._p0.png")
-    (voc / "annotations" / "._p0.xml").write_bytes(b"\x00\x05\x16\x07")       # as macOS leaves them in archives
+    (voc / "annotations" / "._p0.xml").write_bytes(b"\x00\x05\x16\x07")  # as macOS leaves them in archives
     add_xml(voc / "annotations" / ".old" / "p0.xml", "p1.png")
     assert sorted(pairs(voc)) == ["p0.xml", "p1.xml", "p2.xml"]
     assert read(voc).left_out == []
@@ -379,5 +469,7 @@ def test_images_without_xml_files(voc):
     assert data.left_out == []
     kept = data.images[3:]
     assert [(image.name, image.file_name, image.objects, image.xml_path) for image in kept] == [
-        ("a/q", "a/q.jpg", (), None), ("w", "w.webp", (), None)]
+        ("a/q", "a/q.jpg", (), None),
+        ("w", "w.webp", (), None),
+    ]
     assert cv2.imread(str(kept[0].path))[0, 0].tolist() == [7, 7, 7]

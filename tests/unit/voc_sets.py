@@ -1,4 +1,5 @@
 """Small data sets in Pascal VOC layout."""
+
 from pathlib import Path
 
 import cv2
@@ -8,14 +9,18 @@ import numpy as np
 def xml_object(name="mask", corners=(1, 2, 11, 22), difficult=0) -> str:
     """One `<object>`."""
     x1, y1, x2, y2 = corners
-    return (f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x1}</xmin>"
-            f"<ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>")
+    return (
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x1}</xmin>"
+        f"<ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+    )
 
 
 def xml_of(file_name, *objects, width=40, height=30) -> str:
     """One XML file, without a declaration."""
-    return (f"<annotation><filename>{file_name}</filename><size><width>{width}</width><height>{height}</height>"
-            f"<depth>3</depth></size>{''.join(objects)}</annotation>")
+    return (
+        f"<annotation><filename>{file_name}</filename><size><width>{width}</width><height>{height}</height>"
+        f"<depth>3</depth></size>{''.join(objects)}</annotation>"
+    )
 
 
 def add_image(path: Path, value: int = 0) -> None:

@@ -1,4 +1,5 @@
 """The detector's tests compile graphs, as training and evaluation do."""
+
 import pytest
 
 
@@ -11,6 +12,7 @@ def _in_graph_mode(graph_mode):
 def mode(request):
     """Run a test in both modes."""
     import mindspore as ms  # after the environment is prepared
+
     ms.set_context(mode={"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}[request.param])
     yield
     ms.set_context(mode=ms.GRAPH_MODE)

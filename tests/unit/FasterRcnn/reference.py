@@ -4,6 +4,7 @@ Written from the specification, with loops where the specification speaks of one
 comparing with a threshold take a ``margin``: a decision closer than that could fall the other way in float32, so they
 refuse such a case and the test has to choose another one.
 """
+
 import math
 
 import numpy as np
@@ -36,6 +37,7 @@ def is_clear(values, threshold, margin) -> bool:
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------------
+
 
 def level_anchors(stride: int, rows: int, columns: int) -> np.ndarray:
     """(rows * columns * 3, 4) anchors of one level; Python's round() rounds half to even."""
@@ -78,8 +80,15 @@ def decode(anchors, deltas, height, width, stds=(1, 1, 1, 1), means=(0, 0, 0, 0)
     box_h = anchor_h * np.exp(np.clip(deltas[..., 3], -limit, limit))
     centre_x = (anchors[..., 0] + anchors[..., 2]) / 2 + deltas[..., 0] * anchor_w
     centre_y = (anchors[..., 1] + anchors[..., 3]) / 2 + deltas[..., 1] * anchor_h
-    boxes = np.stack([centre_x - (box_w - 1) / 2, centre_y - (box_h - 1) / 2,
-                      centre_x + (box_w - 1) / 2, centre_y + (box_h - 1) / 2], axis=-1)
+    boxes = np.stack(
+        [
+            centre_x - (box_w - 1) / 2,
+            centre_y - (box_h - 1) / 2,
+            centre_x + (box_w - 1) / 2,
+            centre_y + (box_h - 1) / 2,
+        ],
+        axis=-1,
+    )
     return np.clip(boxes, 0, np.array([width, height, width, height]))
 
 
@@ -103,13 +112,14 @@ def greedy_nms(boxes, threshold, margin=0.0) -> np.ndarray:
     keep = np.ones(len(boxes), bool)
     for i in range(len(boxes)):
         if keep[i] and i + 1 < len(boxes):
-            overlaps = iou(boxes[i], boxes[i + 1:], extra_pixel=0)
-            assert is_clear(overlaps[keep[i + 1:]], threshold, margin), "an IoU at the threshold: choose another case"
-            keep[i + 1:] &= ~(overlaps > threshold)
+            overlaps = iou(boxes[i], boxes[i + 1 :], extra_pixel=0)
+            assert is_clear(overlaps[keep[i + 1 :]], threshold, margin), "an IoU at the threshold: choose another case"
+            keep[i + 1 :] &= ~(overlaps > threshold)
     return keep
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------
+
 
 def match(overlaps, gt_valid, pos_thr, neg_thr, min_pos) -> np.ndarray:
     """(N,) ground truth of every candidate from overlaps (G, N), or NEGATIVE or IGNORED."""
@@ -132,9 +142,10 @@ def match(overlaps, gt_valid, pos_thr, neg_thr, min_pos) -> np.ndarray:
 
 # --- losses -----------------------------------------------------------------------------------------------------------
 
+
 def smooth_l1(difference, beta) -> np.ndarray:
     size = np.abs(np.asarray(difference, np.float64))
-    return np.where(size < beta, 0.5 * size ** 2 / beta, size - 0.5 * beta)
+    return np.where(size < beta, 0.5 * size**2 / beta, size - 0.5 * beta)
 
 
 def sigmoid(x) -> np.ndarray:
@@ -154,6 +165,7 @@ def softmax(logits) -> np.ndarray:
 
 # --- layers -----------------------------------------------------------------------------------------------------------
 
+
 def conv2d(x, weight, bias=None, stride=1) -> np.ndarray:
     """Convolution of (B, C, H, W), zero-padded by half the kernel."""
     x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
@@ -163,7 +175,7 @@ def conv2d(x, weight, bias=None, stride=1) -> np.ndarray:
     out = np.zeros((x.shape[0], weight.shape[0], rows, columns))
     for dy in range(weight.shape[2]):
         for dx in range(weight.shape[3]):
-            window = padded[:, :, dy:dy + stride * rows:stride, dx:dx + stride * columns:stride]
+            window = padded[:, :, dy : dy + stride * rows : stride, dx : dx + stride * columns : stride]
             out += np.einsum("bchw,oc->bohw", window, weight[:, :, dy, dx], optimize=True)
     return out if bias is None else out + np.asarray(bias, np.float64)[:, None, None]
 
@@ -179,7 +191,7 @@ def max_pool(x, before, after) -> np.ndarray:
     out = np.full((*x.shape[:2], rows, columns), -np.inf)
     for dy in range(3):
         for dx in range(3):
-            out = np.maximum(out, padded[:, :, dy:dy + 2 * rows:2, dx:dx + 2 * columns:2])
+            out = np.maximum(out, padded[:, :, dy : dy + 2 * rows : 2, dx : dx + 2 * columns : 2])
     return out
 
 
@@ -190,15 +202,17 @@ class NumpyNet:
         self.values = {param.name: param.asnumpy().astype(np.float64) for param in net.get_parameters()}
 
     def batch_norm(self, x, name):
-        gamma, beta, mean, variance = (self.values[f"{name}.{part}"][:, None, None]
-                                       for part in ("gamma", "beta", "moving_mean", "moving_variance"))
+        gamma, beta, mean, variance = (
+            self.values[f"{name}.{part}"][:, None, None] for part in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
         return (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
 
     def block(self, x, name, stride, stride_on_first=False):
         """Bottleneck; the stage's stride on its first 1x1 convolution or on its 3x3 one."""
         first, second = (stride, 1) if stride_on_first else (1, stride)
-        weight = {part: self.values.get(f"{name}{part}.weight")
-                  for part in ("conv1", "conv2", "conv3", "conv_down_sample")}
+        weight = {
+            part: self.values.get(f"{name}{part}.weight") for part in ("conv1", "conv2", "conv3", "conv_down_sample")
+        }
         out = relu(self.batch_norm(conv2d(x, weight["conv1"], stride=first), f"{name}bn1"))
         out = relu(self.batch_norm(conv2d(out, weight["conv2"], stride=second), f"{name}bn2"))
         out = self.batch_norm(conv2d(out, weight["conv3"]), f"{name}bn3")
@@ -230,6 +244,7 @@ class NumpyNet:
 
     def rpn_head(self, feature, prefix=""):
         """Logits (B, H * W * A) and deltas (B, H * W * A, 4) in the order row, column, anchor."""
+
         def layer(x, name):
             return conv2d(x, self.values[f"{prefix}{name}.weight"], self.values[f"{prefix}{name}.bias"])
 
@@ -248,12 +263,13 @@ class NumpyNet:
         def layer(x, name):
             return x @ self.values[f"{prefix}{name}.weight"] + self.values[f"{prefix}{name}.bias"]
 
-        x = np.asarray(pooled, np.float64).reshape(len(pooled), -1)        # channel, row, column
+        x = np.asarray(pooled, np.float64).reshape(len(pooled), -1)  # channel, row, column
         x = relu(layer(relu(layer(x, "shared_fc_0")), "shared_fc_1"))
         return layer(x, "cls_scores"), layer(x, "reg_scores").reshape(len(x), -1, 4)
 
 
 # --- RoIAlign ---------------------------------------------------------------------------------------------------------
+
 
 def roi_level(roi, finest_scale=56, num_levels=4) -> int:
     side = math.sqrt((roi[2] - roi[0] + 1) * (roi[3] - roi[1] + 1))
@@ -268,8 +284,12 @@ def bilinear(y, x, height, width) -> list[tuple[int, int, float]]:
     row, column = int(y), int(x)
     below, right = min(row + 1, height - 1), min(column + 1, width - 1)
     dy, dx = y - row, x - column
-    return [(row, column, (1 - dy) * (1 - dx)), (row, right, (1 - dy) * dx),
-            (below, column, dy * (1 - dx)), (below, right, dy * dx)]
+    return [
+        (row, column, (1 - dy) * (1 - dx)),
+        (row, right, (1 - dy) * dx),
+        (below, column, dy * (1 - dx)),
+        (below, right, dy * dx),
+    ]
 
 
 def roi_align_matrix(roi, stride, height, width, out_size=7, samples=2) -> np.ndarray:
@@ -285,8 +305,8 @@ def roi_align_matrix(roi, stride, height, width, out_size=7, samples=2) -> np.nd
                     y = begin_y + (bin_y + (i + 0.5) / samples) * bin_h
                     x = begin_x + (bin_x + (j + 0.5) / samples) * bin_w
                     for row, column, weight in bilinear(y, x, height, width):
-                        matrix[bin_y, bin_x, row, column] += weight / samples ** 2
-    return matrix.reshape(out_size ** 2, height * width)
+                        matrix[bin_y, bin_x, row, column] += weight / samples**2
+    return matrix.reshape(out_size**2, height * width)
 
 
 def roi_align(rois, features, finest_scale=56, strides=(4, 8, 16, 32), out_size=7) -> np.ndarray:
@@ -304,6 +324,7 @@ def roi_align(rois, features, finest_scale=56, strides=(4, 8, 16, 32), out_size=
 
 # --- stages -----------------------------------------------------------------------------------------------------------
 
+
 def proposals(anchors, logits, deltas, nms_pre, max_num, threshold, canvas, margin=0.0):
     """Proposals (n, 4) of one image, best first, and their logits; anchors, logits, deltas per level."""
     boxes, scores = [], []
@@ -318,8 +339,20 @@ def proposals(anchors, logits, deltas, nms_pre, max_num, threshold, canvas, marg
     return boxes[order], scores[order]
 
 
-def detections(logits, deltas, rois, roi_mask, scale, canvas, *, score_thr=0.05, iou_thr=0.5, max_num=100,
-               stds=(0.1, 0.1, 0.2, 0.2), margin=0.0):
+def detections(
+    logits,
+    deltas,
+    rois,
+    roi_mask,
+    scale,
+    canvas,
+    *,
+    score_thr=0.05,
+    iou_thr=0.5,
+    max_num=100,
+    stds=(0.1, 0.1, 0.2, 0.2),
+    margin=0.0,
+):
     """Rows (x1, y1, x2, y2, score, label) of one image, best first: one suppression per class.
 
     ``deltas`` is (R, K, 4) or, without background, (R, K - 1, 4).

@@ -1,4 +1,5 @@
 """A small detector, and the same detector in numpy: what the tests of the whole and of its ONNX graph compare with."""
+
 import dataclasses
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,26 +16,58 @@ from tests.unit.FasterRcnn.reference import NumpyNet, tensor
 
 CANVAS = (64, 128)
 CLASSES = ("background", "cell", "leaf", "nut")
-WIDTHS = (32, 48, 64, 80)                                    # channels of C2..C5
+WIDTHS = (32, 48, 64, 80)  # channels of C2..C5
 
 
 def config_of(*flags, classes=CLASSES, **changes):
     """A small canvas and a small network; the published values elsewhere."""
-    config = load_config(["--device_target=CPU", "--compile_cache_path=", f"--img_height={CANVAS[0]}",
-                          f"--img_width={CANVAS[1]}", f"--coco_classes={list(classes)}", *flags])
-    small = {"resnet_block": (1, 1, 1, 1), "resnet_in_channels": (64, 32, 48, 64), "resnet_out_channels": WIDTHS,
-             "fpn_in_channels": WIDTHS, "fpn_out_channels": 16, "rpn_in_channels": 16,
-             "rpn_feat_channels": 16, "roi_align_out_channels": 16, "rcnn_in_channels": 16, "rcnn_fc_out_channels": 32}
+    config = load_config(
+        [
+            "--device_target=CPU",
+            "--compile_cache_path=",
+            f"--img_height={CANVAS[0]}",
+            f"--img_width={CANVAS[1]}",
+            f"--coco_classes={list(classes)}",
+            *flags,
+        ]
+    )
+    small = {
+        "resnet_block": (1, 1, 1, 1),
+        "resnet_in_channels": (64, 32, 48, 64),
+        "resnet_out_channels": WIDTHS,
+        "fpn_in_channels": WIDTHS,
+        "fpn_out_channels": 16,
+        "rpn_in_channels": 16,
+        "rpn_feat_channels": 16,
+        "roi_align_out_channels": 16,
+        "rcnn_in_channels": 16,
+        "rcnn_fc_out_channels": 32,
+    }
     return dataclasses.replace(config, **{**small, **changes})
 
 
 # All anchors and RoIs fit into the samples, so that nothing in the losses is left to chance.
-SETTINGS = {"num_expected_pos": 500, "num_expected_neg": 2000, "num_expected_pos_stage2": 200,
-            "num_expected_neg_stage2": 300, "roi_sample_num": 500, "rpn_proposal_nms_pre": 120,
-            "rpn_proposal_max_num": 150, "num_bboxes_stage2": 150, "rpn_nms_pre": 60, "rpn_max_num": 50,
-            "rpn_proposal_nms_thr": 0.7, "rpn_nms_thr": 0.6, "rpn_loss_cls_weight": 0.5, "rpn_loss_reg_weight": 2.0,
-            "rcnn_loss_cls_weight": 3.0, "rcnn_loss_reg_weight": 0.25, "test_score_thr": 0.1, "test_iou_thr": 0.4,
-            "roi_align_finest_scale": 6}                     # RoIs of 12, 24 and 48 pixels begin the next level
+SETTINGS = {
+    "num_expected_pos": 500,
+    "num_expected_neg": 2000,
+    "num_expected_pos_stage2": 200,
+    "num_expected_neg_stage2": 300,
+    "roi_sample_num": 500,
+    "rpn_proposal_nms_pre": 120,
+    "rpn_proposal_max_num": 150,
+    "num_bboxes_stage2": 150,
+    "rpn_nms_pre": 60,
+    "rpn_max_num": 50,
+    "rpn_proposal_nms_thr": 0.7,
+    "rpn_nms_thr": 0.6,
+    "rpn_loss_cls_weight": 0.5,
+    "rpn_loss_reg_weight": 2.0,
+    "rcnn_loss_cls_weight": 3.0,
+    "rcnn_loss_reg_weight": 0.25,
+    "test_score_thr": 0.1,
+    "test_iou_thr": 0.4,
+    "roi_align_finest_scale": 6,
+}  # RoIs of 12, 24 and 48 pixels begin the next level
 # A decision closer than this could fall the other way in float32, the network's rounding included.
 MARGIN = 1e-4
 
@@ -76,24 +109,45 @@ class NumpyDetector:
     @cached_property
     def rpn_outputs(self):
         """Logits and deltas of each level."""
-        return list(zip(*[self.layers.rpn_head(feature, "rpn_with_loss.rpn_convs_list.0.")
-                          for feature in self.features], strict=True))
+        return list(
+            zip(
+                *[self.layers.rpn_head(feature, "rpn_with_loss.rpn_convs_list.0.") for feature in self.features],
+                strict=True,
+            )
+        )
 
     def proposals(self, image, nms_pre, max_num, threshold):
         logits, deltas = self.rpn_outputs
-        return reference.proposals(self.anchors, [level[image] for level in logits],
-                                   [level[image] for level in deltas], nms_pre, max_num, threshold, CANVAS, MARGIN)[0]
+        return reference.proposals(
+            self.anchors,
+            [level[image] for level in logits],
+            [level[image] for level in deltas],
+            nms_pre,
+            max_num,
+            threshold,
+            CANVAS,
+            MARGIN,
+        )[0]
 
     def box_outputs(self, image, rois):
-        features = [feature[image:image + 1] for feature in self.features]
+        features = [feature[image : image + 1] for feature in self.features]
         pooled = reference.roi_align(rois[None], features, SETTINGS["roi_align_finest_scale"])
         return self.layers.box_head(pooled, "rcnn.")
 
     def detections(self, image, scale):
         rois = self.proposals(image, SETTINGS["rpn_nms_pre"], SETTINGS["rpn_max_num"], SETTINGS["rpn_nms_thr"])
         logits, deltas = self.box_outputs(image, rois)
-        return reference.detections(logits, deltas, rois, np.ones(len(rois), bool), scale, CANVAS, margin=MARGIN,
-                                    score_thr=SETTINGS["test_score_thr"], iou_thr=SETTINGS["test_iou_thr"])
+        return reference.detections(
+            logits,
+            deltas,
+            rois,
+            np.ones(len(rois), bool),
+            scale,
+            CANVAS,
+            margin=MARGIN,
+            score_thr=SETTINGS["test_score_thr"],
+            iou_thr=SETTINGS["test_iou_thr"],
+        )
 
     def targets(self, gt_boxes, gt_labels, gt_valid):
         """Matched anchors, and RoIs with labels and target deltas, of each image."""
@@ -103,8 +157,12 @@ class NumpyDetector:
         for image, valid in enumerate(gt_valid):
             boxes, labels = gt_boxes[image][valid], gt_labels[image][valid]
             valid = np.ones(len(boxes), bool)
-            rois = self.proposals(image, SETTINGS["rpn_proposal_nms_pre"], SETTINGS["rpn_proposal_max_num"],
-                                  SETTINGS["rpn_proposal_nms_thr"])
+            rois = self.proposals(
+                image,
+                SETTINGS["rpn_proposal_nms_pre"],
+                SETTINGS["rpn_proposal_max_num"],
+                SETTINGS["rpn_proposal_nms_thr"],
+            )
             anchor_match = np.full(len(anchors), reference.IGNORED)
             anchor_match[is_inside] = self._match(boxes, anchors[is_inside], 0.7, 0.3, 0.3)
             roi_match = np.concatenate([np.arange(len(boxes)), self._match(boxes, rois, 0.5, 0.5, 0.5)])

@@ -1,4 +1,5 @@
 """Anchors against figures worked out by hand from the definition (spec: base*8*{1/sqrt r, sqrt r}, half to even)."""
+
 import numpy as np
 import pytest
 
@@ -18,10 +19,13 @@ def test_base_anchors_of_a_stride(stride, expected):
     assert anchors.tolist() == expected
 
 
-@pytest.mark.parametrize("scale, expected", [
-    (8.25, [-14, -14, 18, 18]),         # side 33: corners -14.5 and 17.5
-    (7.75, [-14, -14, 16, 16]),         # side 31: corners -13.5 and 16.5
-])
+@pytest.mark.parametrize(
+    "scale, expected",
+    [
+        (8.25, [-14, -14, 18, 18]),  # side 33: corners -14.5 and 17.5
+        (7.75, [-14, -14, 16, 16]),  # side 31: corners -13.5 and 16.5
+    ],
+)
 def test_corners_half_way_are_rounded_to_even(scale, expected):
     assert AnchorGenerator(4, [scale], [1.0]).base_anchors.tolist() == [expected]
 
@@ -31,9 +35,9 @@ def test_order_is_row_then_column_then_ratio():
     assert anchors.dtype == np.float32
     assert anchors.shape == (18, 4)
     assert anchors[:3].tolist() == STRIDE_4
-    assert anchors[3].tolist() == [-17, -9, 28, 12]          # first ratio, column 1: x moves first
-    assert anchors[9].tolist() == [-21, -5, 24, 16]          # first ratio, row 1
-    assert anchors[17].tolist() == [-1, -17, 20, 28]         # last ratio, row 1, column 2
+    assert anchors[3].tolist() == [-17, -9, 28, 12]  # first ratio, column 1: x moves first
+    assert anchors[9].tolist() == [-21, -5, 24, 16]  # first ratio, row 1
+    assert anchors[17].tolist() == [-1, -17, 20, 28]  # last ratio, row 1, column 2
 
 
 @pytest.mark.parametrize("stride, grid", [(4, (3, 5)), (8, (4, 2)), (16, (1, 3)), (32, (2, 2)), (64, (2, 1))])
@@ -57,15 +61,18 @@ def test_height_comes_before_width():
         np.testing.assert_array_equal(level, expected)
 
 
-@pytest.mark.parametrize("box, expected", [
-    ([0, 0, 127, 63], True),            # the whole canvas of 64 x 128: the last pixel is W - 1, H - 1
-    ([-1, 0, 50, 50], False),
-    ([0, -1, 50, 50], False),
-    ([0, 0, 128, 50], False),
-    ([0, 0, 50, 64], False),
-    ([64, 0, 127, 63], True),           # beyond the height in x only: axes are not confused
-    ([0, 64, 10, 100], False),
-])
+@pytest.mark.parametrize(
+    "box, expected",
+    [
+        ([0, 0, 127, 63], True),  # the whole canvas of 64 x 128: the last pixel is W - 1, H - 1
+        ([-1, 0, 50, 50], False),
+        ([0, -1, 50, 50], False),
+        ([0, 0, 128, 50], False),
+        ([0, 0, 50, 64], False),
+        ([64, 0, 127, 63], True),  # beyond the height in x only: axes are not confused
+        ([0, 64, 10, 100], False),
+    ],
+)
 def test_inside_canvas(box, expected):
     assert inside_canvas(np.array([box], np.float32), (64, 128)).tolist() == [expected]
 

@@ -1,4 +1,5 @@
 """Anchor targets against a loop over the rules, on hand-made anchors and on those of a small canvas."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def random_gts(rng):
     boxes = np.concatenate([corners, np.minimum(corners + sizes, [WIDTH - 1, HEIGHT - 1])], axis=2)
     valid = np.zeros((3, NUM_GTS), bool)
     valid[0, :5] = True
-    valid[0, 2] = False                    # a crowd between others
+    valid[0, 2] = False  # a crowd between others
     valid[2, 0] = True
     boxes[0, 5:] = 0
     boxes[2, 1:] = 0
@@ -58,14 +59,14 @@ def gts():
 def test_the_cases_have_positives_only_where_there_are_boxes(gts):
     num_pos = [(matched >= 0).sum() for matched in gts[2]]
     assert num_pos[0] > 5 and num_pos[1] == 0 and num_pos[2] >= 1
-    assert 2 not in gts[2][0]              # the crowd is nobody's match
+    assert 2 not in gts[2][0]  # the crowd is nobody's match
 
 
 def test_all_targets_when_there_is_room_for_all(gts):
     """More slots than anchors: nothing is left to chance, so the targets are the loop's."""
     boxes, valid_gts, expected = gts
     slots = int(INSIDE.sum()) + 100
-    stds = (0.1, 0.2, 0.3, 0.4)            # not 1, so that their use shows
+    stds = (0.1, 0.2, 0.3, 0.4)  # not 1, so that their use shows
     index, labels, valid, deltas = run(build(ANCHORS, (HEIGHT, WIDTH), slots, slots, stds), boxes, valid_gts)
     for image, matched in enumerate(expected):
         is_pos = (labels[image] == 1) & (valid[image] == 1)
@@ -94,7 +95,7 @@ def test_published_limits(gts):
         for image, matched in enumerate(expected):
             num_pos = min((matched >= 0).sum(), 128)
             assert labels[image].sum() == num_pos
-            assert valid[image].sum() == 256              # this canvas has negatives enough
+            assert valid[image].sum() == 256  # this canvas has negatives enough
             slots = np.flatnonzero(valid[image])
             assert len(set(index[image, slots])) == 256
             is_neg = slots[labels[image, slots] == 0]

@@ -1,4 +1,5 @@
 """Box targets against a loop over the rules: matching on the proposals alone, then the ground truths in front."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -18,8 +19,13 @@ def build(num_pos=128, num_total=512):
 
 
 def run(cell, gt_boxes, gt_labels, gt_valid, proposals, mask):
-    rois, labels, deltas, valid = cell(tensor(gt_boxes), tensor(gt_labels, ms.int32), tensor(gt_valid, ms.bool_),
-                                       tensor(proposals), tensor(mask, ms.bool_))
+    rois, labels, deltas, valid = cell(
+        tensor(gt_boxes),
+        tensor(gt_labels, ms.int32),
+        tensor(gt_valid, ms.bool_),
+        tensor(proposals),
+        tensor(mask, ms.bool_),
+    )
     assert (rois.dtype, labels.dtype, deltas.dtype, valid.dtype) == (ms.float32, ms.int32, ms.float32, ms.float32)
     return rois.asnumpy(), labels.asnumpy(), deltas.asnumpy(), valid.asnumpy()
 
@@ -34,7 +40,7 @@ class Case:
         self.gt_boxes = np.concatenate([corners, corners + sizes], 2).astype(np.float32)
         self.gt_labels = rng.integers(1, 81, (2, NUM_GTS))
         self.gt_valid = np.zeros((2, NUM_GTS), bool)
-        self.gt_valid[0, [0, 1, 3]] = True             # row 2 is a crowd, the rest padding
+        self.gt_valid[0, [0, 1, 3]] = True  # row 2 is a crowd, the rest padding
         self.gt_boxes[0, 4:] = 0
         self.gt_labels[0, 4:] = -1
         self.gt_boxes[1] = 0
@@ -46,7 +52,7 @@ class Case:
         self.proposals = self.proposals.astype(np.float32)
         self.mask = np.ones((2, NUM_PROPOSALS), bool)
         self.mask[:, 600:] = False
-        self.proposals[0, 600:650] = self.gt_boxes[0, 0]        # masked, though a perfect match
+        self.proposals[0, 600:650] = self.gt_boxes[0, 0]  # masked, though a perfect match
         self.proposals[:, 650:] = 0
 
     def matched(self, image):
@@ -102,7 +108,7 @@ def test_all_targets_when_there_is_room_for_all(case):
 
 def test_published_limits_give_640_rows(case, published):
     positives, negatives = case.all_targets(0)
-    assert len(positives) > 128 and len(negatives) > 384      # both limits bind
+    assert len(positives) > 128 and len(negatives) > 384  # both limits bind
     seen = []
     for _ in range(2):
         rois, labels, deltas, valid = outputs = run(published, *case.inputs())
@@ -152,8 +158,14 @@ def test_boxes_without_proposals_are_trained_on(published):
 
 def small_case(gt_boxes, gt_labels, proposals):
     """All targets as roi -> (label, deltas) of one image, nothing left to chance."""
-    rois, labels, deltas, valid = run(build(16, 16), [gt_boxes], [gt_labels], np.ones((1, len(gt_boxes)), bool),
-                                      [proposals], np.ones((1, len(proposals)), bool))
+    rois, labels, deltas, valid = run(
+        build(16, 16),
+        [gt_boxes],
+        [gt_labels],
+        np.ones((1, len(gt_boxes)), bool),
+        [proposals],
+        np.ones((1, len(proposals)), bool),
+    )
     return [(rois[0, i].tolist(), int(labels[0, i]), deltas[0, i]) for i in np.flatnonzero(valid[0])]
 
 
@@ -164,8 +176,7 @@ def test_matching_is_on_the_proposals_alone():
     """
     a, b = [100, 100, 109, 109], [100, 100, 109, 105]
     targets = small_case([a, b], [7, 9], [a, [300, 300, 320, 320]])
-    assert sorted((roi, label) for roi, label, _ in targets) == [
-        (b, 9), (a, 7), (a, 9), ([300, 300, 320, 320], 0)]
+    assert sorted((roi, label) for roi, label, _ in targets) == [(b, 9), (a, 7), (a, 9), ([300, 300, 320, 320], 0)]
     deltas = next(target for roi, label, target in targets if roi == a and label == 9)
     # centre y 104.5 -> 102.5: -2 / 10 / 0.1; height 6 of 10
     np.testing.assert_allclose(deltas, [0, -2, 0, np.log(0.6) / 0.2], rtol=1e-5, atol=1e-5)

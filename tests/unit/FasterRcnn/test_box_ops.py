@@ -1,4 +1,5 @@
 """Box arithmetic against float64 loops: coder, IoU with and without the extra pixel, both suppressions."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from tests.unit.FasterRcnn.reference import Graph, decode, encode, greedy_nms, i
 
 CANVAS = (768, 1280)
 STDS = (0.1, 0.1, 0.2, 0.2)
-NUM_BOXES = 120                 # rows of every suppression case, so that each cell compiles once
+NUM_BOXES = 120  # rows of every suppression case, so that each cell compiles once
 
 
 def random_boxes(rng, count, width=1280, height=768, smallest=1, largest=300):
@@ -19,8 +20,10 @@ def random_boxes(rng, count, width=1280, height=768, smallest=1, largest=300):
 
 # --- coder ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("means, stds", [((0, 0, 0, 0), (1, 1, 1, 1)), ((0, 0, 0, 0), STDS),
-                                         ((0.1, -0.2, 0.3, -0.4), STDS)])
+
+@pytest.mark.parametrize(
+    "means, stds", [((0, 0, 0, 0), (1, 1, 1, 1)), ((0, 0, 0, 0), STDS), ((0.1, -0.2, 0.3, -0.4), STDS)]
+)
 def test_encode_and_decode_equal_the_definition(means, stds):
     rng = np.random.default_rng(1)
     anchors, boxes = random_boxes(rng, 200), random_boxes(rng, 200)
@@ -48,8 +51,9 @@ def test_size_ratio_is_cut_at_both_ends():
     boxes = Graph(coder.decode)(tensor(np.repeat(anchor, 2, 0)), tensor([[0, 0, 10, -10], [0, 0, -10, 10]])).asnumpy()
     # centre 2009.5; 20 * 62.5 = 1250 and 20 * 0.016 = 0.32 pixels
     wide, narrow = [2009.5 - 624.5, 2009.5 + 624.5], [2009.5 + 0.34, 2009.5 - 0.34]
-    np.testing.assert_allclose(boxes, [[wide[0], narrow[0], wide[1], narrow[1]],
-                                       [narrow[0], wide[0], narrow[1], wide[1]]], atol=2e-3)
+    np.testing.assert_allclose(
+        boxes, [[wide[0], narrow[0], wide[1], narrow[1]], [narrow[0], wide[0], narrow[1], wide[1]]], atol=2e-3
+    )
 
 
 def test_decoded_boxes_are_clipped_to_the_canvas_edge():
@@ -78,6 +82,7 @@ def test_round_trip_and_leading_dimensions():
 
 
 # --- IoU --------------------------------------------------------------------------------------------------------------
+
 
 def test_shared_iou_counts_the_extra_pixel():
     rng = np.random.default_rng(3)
@@ -117,6 +122,7 @@ def test_iou_by_hand():
 
 # --- suppression: cases -----------------------------------------------------------------------------------------------
 
+
 def chain(count):
     """Each box overlaps the next by IoU 7/13 > 0.5, the one after next by 4/16: every second one stays."""
     x1 = 3.0 * np.arange(count)
@@ -145,10 +151,13 @@ def hairs(count):
 
 def suppression_case(name):
     rng = np.random.default_rng(5)
-    boxes = {"random": lambda: random_boxes(rng, NUM_BOXES, 400, 300, 20, 200),
-             "tiny": lambda: random_boxes(rng, NUM_BOXES, 8, 8, 0.01, 4),
-             "chain": lambda: chain(NUM_BOXES), "pile": lambda: pile(NUM_BOXES),
-             "hairs": lambda: hairs(NUM_BOXES)}[name]()
+    boxes = {
+        "random": lambda: random_boxes(rng, NUM_BOXES, 400, 300, 20, 200),
+        "tiny": lambda: random_boxes(rng, NUM_BOXES, 8, 8, 0.01, 4),
+        "chain": lambda: chain(NUM_BOXES),
+        "pile": lambda: pile(NUM_BOXES),
+        "hairs": lambda: hairs(NUM_BOXES),
+    }[name]()
     return boxes.astype(np.float32)
 
 
@@ -156,6 +165,7 @@ CASES = ["random", "tiny", "chain", "pile", "hairs"]
 
 
 # --- Nms --------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module", params=[0.5, 0.7])
 def nms(request):
@@ -180,7 +190,7 @@ def test_nms_cases_are_what_their_names_say():
 
 def at_threshold(threshold):
     """Pairs of boxes whose IoU is the threshold exactly: kept, the rule is strict."""
-    width, shift = {0.5: (30, 10), 0.7: (17, 3)}[threshold]      # 20 / 40 and 14 / 20
+    width, shift = {0.5: (30, 10), 0.7: (17, 3)}[threshold]  # 20 / 40 and 14 / 20
     boxes = np.zeros((NUM_BOXES, 4), np.float32)
     for pair in range(NUM_BOXES // 2):
         boxes[2 * pair] = [0, 20 * pair, width, 20 * pair + 10]
@@ -200,6 +210,7 @@ def test_nms_of_two_thousand_boxes(nms):
 
 
 # --- ClassAwareNms ----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def class_nms():
@@ -233,10 +244,9 @@ def test_class_aware_nms_equals_a_loop_over_classes(class_nms, case, num_classes
 
 def test_class_aware_nms_in_neighbouring_corners(class_nms):
     """Every box twice, in classes 0 and 1, 0 and 79, 78 and 79: none of a pair removes the other."""
-    boxes = np.repeat(suppression_case("random")[:NUM_BOXES // 2], 2, axis=0)
+    boxes = np.repeat(suppression_case("random")[: NUM_BOXES // 2], 2, axis=0)
     pairs = np.tile([0, 1, 0, 79, 78, 79], NUM_BOXES // 6).astype(np.float32)
-    check_class_nms(class_nms, np.stack([boxes, boxes]), np.stack([pairs, pairs[::-1]]),
-                    np.ones((2, NUM_BOXES), bool))
+    check_class_nms(class_nms, np.stack([boxes, boxes]), np.stack([pairs, pairs[::-1]]), np.ones((2, NUM_BOXES), bool))
 
 
 def test_rows_that_are_not_valid_neither_stay_nor_suppress(class_nms):
@@ -244,7 +254,7 @@ def test_rows_that_are_not_valid_neither_stay_nor_suppress(class_nms):
     boxes = np.stack([suppression_case("chain"), suppression_case("pile")])
     labels = np.zeros((2, NUM_BOXES), np.float32)
     valid = rng.random((2, NUM_BOXES)) < 0.5
-    valid[:, 0] = False                 # the head of the chain: the next one takes its place
+    valid[:, 0] = False  # the head of the chain: the next one takes its place
     check_class_nms(class_nms, boxes, labels, valid)
 
 

@@ -1,4 +1,5 @@
 """The whole detector: its parameters against the published lists, losses and detections against one in numpy."""
+
 import json
 
 import mindspore as ms
@@ -35,6 +36,7 @@ def _as_on_large_canvases():
 
 # --- parameters -------------------------------------------------------------------------------------------------------
 
+
 def published_detector(backbone, *flags):
     with no_init_parameters():
         return build_detector(load_config([f"--backbone={backbone}", "--device_target=CPU", *flags]))
@@ -57,7 +59,7 @@ def test_some_parameters_by_hand():
     """The same without the lists: one of each kind, for 80 classes and background."""
     net = published_detector("resnet_v1.5_50")
     params = {param.name: (param.shape, param.requires_grad) for param in net.get_parameters()}
-    assert len(params) == 5 * 53 + 2 * 8 + 6 + 8             # 53 convolutions with batch norm, FPN, RPN, box head
+    assert len(params) == 5 * 53 + 2 * 8 + 6 + 8  # 53 convolutions with batch norm, FPN, RPN, box head
     expected = {
         "backbone.conv1.weight": ((64, 3, 7, 7), False),
         "backbone.bn1.moving_mean": ((64,), False),
@@ -109,6 +111,7 @@ def test_frozen_stages_of_the_configuration(frozen_stages, first_trained):
 
 # --- random numbers ---------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("backbone", ["resnet_v1.5_50", "resnet_v1_50"])
 def test_every_rank_and_sampler_draws_its_own_numbers(backbone):
     """Positives and negatives of both stages, on two ranks, in three runs whose seeds are neighbours."""
@@ -121,7 +124,7 @@ def test_every_rank_and_sampler_draws_its_own_numbers(backbone):
             draws.append([tuple(sampler.uniform((8,)).asnumpy().tolist()) for sampler in samplers])
     assert [len(of_net) for of_net in draws] == [4] * 9
     for alone in (0, 3, 6):
-        assert draws[alone] == draws[alone + 1]      # without a rank it is rank 0
+        assert draws[alone] == draws[alone + 1]  # without a rank it is rank 0
     assert len({draw for of_net in draws for draw in of_net}) == 3 * 2 * 4
 
 
@@ -137,12 +140,17 @@ def test_initial_weights_are_the_same_on_every_rank():
 
 # --- losses and detections --------------------------------------------------------------------------------------------
 
+
 def ground_truth(num_classes):
     """Image 0 has three boxes, a crowd and padding, image 1 none."""
     boxes = np.zeros((2, NUM_GTS, 4), np.float32)
     labels, valid = np.full((2, NUM_GTS), -1), np.zeros((2, NUM_GTS), bool)
-    boxes[0, :4] = [[10.3, 8.1, 40.7, 35.2], [60.5, 5.5, 104.2, 30.9], [80.2, 20.4, 120.8, 60.6],
-                    [5.1, 30.2, 50.3, 60.9]]
+    boxes[0, :4] = [
+        [10.3, 8.1, 40.7, 35.2],
+        [60.5, 5.5, 104.2, 30.9],
+        [80.2, 20.4, 120.8, 60.6],
+        [5.1, 30.2, 50.3, 60.9],
+    ]
     labels[0, :4] = np.arange(4) % (num_classes - 1) + 1
     valid[0, [0, 1, 3]] = True
     return boxes, labels, valid
@@ -168,7 +176,7 @@ def in_numpy(detector, images):
     return NumpyDetector(detector, images)
 
 
-SCALES = np.float32([[0.5, 0.8], [1.6, 1.25]])               # scale_h, scale_w of each image
+SCALES = np.float32([[0.5, 0.8], [1.6, 1.25]])  # scale_h, scale_w of each image
 
 
 def detect(detector, images):
@@ -196,7 +204,7 @@ def test_losses_equal_the_definition_on_every_call(detector, images, in_numpy):
     """Three calls on one batch: nothing carries over to the next one (a loss added up in place would grow)."""
     truth = ground_truth(4)
     targets = in_numpy.targets(*truth)
-    assert (targets[0][1] >= 0).sum() > 5 and (targets[0][3] > 0).sum() > 5      # positive anchors and RoIs
+    assert (targets[0][1] >= 0).sum() > 5 and (targets[0][3] > 0).sum() > 5  # positive anchors and RoIs
     expected = in_numpy.losses(targets)
     detector.set_train()
     for _ in range(3):
@@ -239,8 +247,17 @@ def loss_and_gradients(detector, images):
     return run
 
 
-GROUPS = ("backbone.layer2", "backbone.layer3", "backbone.layer4", "fpn_neck.lateral", "fpn_neck.fpn_convs",
-          "rpn_with_loss.", "rcnn.shared", "rcnn.cls", "rcnn.reg")
+GROUPS = (
+    "backbone.layer2",
+    "backbone.layer3",
+    "backbone.layer4",
+    "fpn_neck.lateral",
+    "fpn_neck.fpn_convs",
+    "rpn_with_loss.",
+    "rcnn.shared",
+    "rcnn.cls",
+    "rcnn.reg",
+)
 
 
 def test_gradients_equal_differences_of_the_loss(detector, images, in_numpy, loss_and_gradients):
@@ -291,12 +308,12 @@ def test_every_trainable_parameter_learns(loss_and_gradients):
 
 # --- published numbers of samples and proposals -----------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("num_classes, without_bg_loss", [(2, False), (81, True)])
 def test_few_and_many_classes(num_classes, without_bg_loss):
     """On a canvas with fewer anchors than proposals asked for; initial weights."""
     classes = ["background", *(f"class {number}" for number in range(1, num_classes))]
-    net = build_detector(config_of(classes=classes, without_bg_loss=without_bg_loss,
-                                   test_nms_candidates=500))
+    net = build_detector(config_of(classes=classes, without_bg_loss=without_bg_loss, test_nms_candidates=500))
     images = random_images(52)
     truth = ground_truth(num_classes)
     for _ in range(2):

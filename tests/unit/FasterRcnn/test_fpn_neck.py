@@ -1,4 +1,5 @@
 """Feature pyramid against numpy: lateral 1x1, nearest upsampling sum, 3x3 outputs, P6 from the even pixels of P5."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -12,16 +13,20 @@ SHAPES = ((24, 32), (12, 16), (6, 8), (3, 4))
 
 def in_graph(cell):
     """The neck on separate maps: MindSpore compiles a tuple given from outside as a constant."""
+
     def pyramid(*maps):
         return cell(maps)
+
     return Graph(pyramid)
 
 
 @pytest.fixture(scope="module")
 def features():
     rng = np.random.default_rng(21)
-    return [rng.normal(0, 1, (2, channels, *shape)).astype(np.float32)
-            for channels, shape in zip(IN_CHANNELS, SHAPES, strict=True)]
+    return [
+        rng.normal(0, 1, (2, channels, *shape)).astype(np.float32)
+        for channels, shape in zip(IN_CHANNELS, SHAPES, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +70,16 @@ def test_parameter_names_and_initial_values():
     """Xavier uniform: bound sqrt(6 / (fan_in + fan_out)), fans with the kernel's area; biases 0."""
     cell = FeatPyramidNeck((64, 96), 32, 2)
     params = {param.name: param.asnumpy() for param in cell.get_parameters()}
-    assert list(params) == [f"{kind}.{level}.{part}" for kind in ("lateral_convs_list", "fpn_convs_list")
-                            for level in (0, 1) for part in ("weight", "bias")]
-    for name, (out_channels, in_channels, area) in {"lateral_convs_list.1": (32, 96, 1),
-                                                    "fpn_convs_list.0": (32, 32, 9)}.items():
+    assert list(params) == [
+        f"{kind}.{level}.{part}"
+        for kind in ("lateral_convs_list", "fpn_convs_list")
+        for level in (0, 1)
+        for part in ("weight", "bias")
+    ]
+    for name, (out_channels, in_channels, area) in {
+        "lateral_convs_list.1": (32, 96, 1),
+        "fpn_convs_list.0": (32, 32, 9),
+    }.items():
         weight, bound = params[f"{name}.weight"], np.sqrt(6 / (area * (in_channels + out_channels)))
         assert np.abs(weight).max() <= bound
         np.testing.assert_allclose(weight.std(), bound / np.sqrt(3), rtol=0.05)
@@ -90,8 +101,12 @@ def test_upsampling_by_hand():
     fine = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
     coarse = np.float32([[[[100, 200], [300, 400]]]])
     result = in_graph(upsampling_only())(tensor(fine), tensor(coarse))[0].asnumpy()
-    assert result[0, 0].tolist() == [[100, 101, 202, 203], [104, 105, 206, 207],
-                                     [308, 309, 410, 411], [312, 313, 414, 415]]
+    assert result[0, 0].tolist() == [
+        [100, 101, 202, 203],
+        [104, 105, 206, 207],
+        [308, 309, 410, 411],
+        [312, 313, 414, 415],
+    ]
 
 
 def test_gradient_of_the_upsampling_by_hand():
@@ -103,7 +118,8 @@ def test_gradient_of_the_upsampling_by_hand():
 
     weights = np.float32([[[[1, 2, 10, 20], [3, 4, 30, 40], [5, 5, 0, 1], [5, 6, 2, 3]]]])
     to_fine, to_coarse = ms.grad(Graph(weighted), grad_position=(0, 1))(
-        tensor(np.zeros((1, 1, 4, 4))), tensor(np.zeros((1, 1, 2, 2))), tensor(weights))
+        tensor(np.zeros((1, 1, 4, 4))), tensor(np.zeros((1, 1, 2, 2))), tensor(weights)
+    )
     np.testing.assert_allclose(to_fine.asnumpy(), weights, rtol=1e-6)
     np.testing.assert_allclose(to_coarse.asnumpy()[0, 0], [[10, 100], [21, 6]], rtol=1e-6)
 
@@ -126,6 +142,8 @@ def test_gradient_reaches_all_maps(neck, features):
         step = rng.normal(0, 1, features[level].shape)
         moved = [*features]
         moved[level] = features[level] + step
-        before, after = (sum((out * weight).sum() for out, weight in zip(reference.pyramid(maps), weights, strict=True))
-                         for maps in (features, moved))
+        before, after = (
+            sum((out * weight).sum() for out, weight in zip(reference.pyramid(maps), weights, strict=True))
+            for maps in (features, moved)
+        )
         np.testing.assert_allclose((gradients[level].asnumpy() * step).sum(), after - before, rtol=1e-3)

@@ -1,4 +1,5 @@
 """Proposals against the definition: best of each level, decode, suppression inside the level, best of all levels."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tests.unit.FasterRcnn.reference import Graph, tensor
 
 CANVAS = (64, 128)
 ANCHORS = reference.canvas_anchors(*CANVAS)
-SIZES = [len(level) for level in ANCHORS]                    # 1536, 384, 96, 24, 6
+SIZES = [len(level) for level in ANCHORS]  # 1536, 384, 96, 24, 6
 
 
 def build(nms_pre, max_num, threshold=0.7, anchors=ANCHORS):
@@ -19,7 +20,7 @@ def build(nms_pre, max_num, threshold=0.7, anchors=ANCHORS):
     cell = Proposal([level.astype(np.float32) for level in anchors], coder, nms_pre, max_num, threshold)
 
     def proposals(*inputs):
-        return cell(inputs[:len(anchors)], inputs[len(anchors):])
+        return cell(inputs[: len(anchors)], inputs[len(anchors) :])
 
     return Graph(proposals)
 
@@ -43,9 +44,16 @@ def run(cell, logits, deltas):
 def check(boxes, mask, logits, deltas, nms_pre, max_num, threshold):
     assert boxes.shape == (2, max_num, 4) and mask.shape == (2, max_num)
     for image in range(2):
-        expected, _ = reference.proposals(ANCHORS, [level[image] for level in logits],
-                                          [level[image] for level in deltas], nms_pre, max_num, threshold, CANVAS,
-                                          margin=5e-6)
+        expected, _ = reference.proposals(
+            ANCHORS,
+            [level[image] for level in logits],
+            [level[image] for level in deltas],
+            nms_pre,
+            max_num,
+            threshold,
+            CANVAS,
+            margin=5e-6,
+        )
         count = len(expected)
         assert mask[image].tolist() == [True] * count + [False] * (max_num - count)
         np.testing.assert_allclose(boxes[image, :count], expected, atol=1e-3)
@@ -79,11 +87,13 @@ def test_proposals_lie_on_the_canvas(outputs):
     boxes, _ = run(build(40, 60), logits, [10 * level for level in deltas])
     assert (boxes >= 0).all()
     assert (boxes[..., ::2] <= CANVAS[1]).all() and (boxes[..., 1::2] <= CANVAS[0]).all()
-    assert boxes[..., 2].max() == CANVAS[1]                  # to W, not W - 1
+    assert boxes[..., 2].max() == CANVAS[1]  # to W, not W - 1
 
 
-FAR_ANCHORS = [np.array([[0, 0, 9, 9], [0, 0, 9, 10], [40, 40, 49, 49]], np.float64),
-               np.array([[0, 0, 9, 9], [20, 20, 29, 29], [20, 20, 29, 29]], np.float64)]
+FAR_ANCHORS = [
+    np.array([[0, 0, 9, 9], [0, 0, 9, 10], [40, 40, 49, 49]], np.float64),
+    np.array([[0, 0, 9, 9], [20, 20, 29, 29], [20, 20, 29, 29]], np.float64),
+]
 
 
 def test_suppression_stays_inside_the_level():
@@ -91,8 +101,11 @@ def test_suppression_stays_inside_the_level():
     logits = [[[3.0, 1.0, 0.0]], [[2.5, -1.0, 2.0]]]
     boxes, mask = run(build(3, 6, anchors=FAR_ANCHORS), logits, np.zeros((2, 1, 3, 4)))
     assert mask[0].tolist() == [True] * 4 + [False] * 2
-    np.testing.assert_allclose(boxes[0], [[0, 0, 9, 9], [0, 0, 9, 9], [20, 20, 29, 29], [40, 40, 49, 49],
-                                          [0, 0, 0, 0], [0, 0, 0, 0]], atol=1e-4)
+    np.testing.assert_allclose(
+        boxes[0],
+        [[0, 0, 9, 9], [0, 0, 9, 9], [20, 20, 29, 29], [40, 40, 49, 49], [0, 0, 0, 0], [0, 0, 0, 0]],
+        atol=1e-4,
+    )
 
 
 def test_suppression_has_no_extra_pixel_and_is_strict():
@@ -108,8 +121,9 @@ def test_negative_scores_are_scores():
     logits = [[[-30.0, -32.0, -40.0]], [[-35.0, -37.0, -36.0]]]
     boxes, mask = run(build(3, 6, anchors=FAR_ANCHORS), logits, np.zeros((2, 1, 3, 4)))
     assert mask.sum() == 4
-    np.testing.assert_allclose(boxes[0, :4], [[0, 0, 9, 9], [0, 0, 9, 9], [20, 20, 29, 29], [40, 40, 49, 49]],
-                               atol=1e-4)
+    np.testing.assert_allclose(
+        boxes[0, :4], [[0, 0, 9, 9], [0, 0, 9, 9], [20, 20, 29, 29], [40, 40, 49, 49]], atol=1e-4
+    )
 
 
 def test_many_equal_scores():

@@ -1,4 +1,5 @@
 """Box head and losses against their definitions, detections against a loop over the classes."""
+
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,17 +19,26 @@ NUM_ROWS = 40
 
 # --- head -------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("num_classes, background_boxes, num_boxes", [
-    (4, False, 3), (4, True, 4), (2, False, 1), (81, False, 80), (81, True, 81)])
+
+@pytest.mark.parametrize(
+    "num_classes, background_boxes, num_boxes",
+    [(4, False, 3), (4, True, 4), (2, False, 1), (81, False, 80), (81, True, 81)],
+)
 def test_head_equals_the_definition(num_classes, background_boxes, num_boxes):
     """Two shared layers, each with ReLU; weights (in, out); bins flattened channel, row, column."""
     rng = np.random.default_rng(37)
     head = Rcnn(5 * 49, 16, num_classes, background_boxes)
     shapes = {param.name: param.shape for param in head.get_parameters()}
-    assert shapes == {"shared_fc_0.weight": (245, 16), "shared_fc_0.bias": (16,),
-                      "shared_fc_1.weight": (16, 16), "shared_fc_1.bias": (16,),
-                      "cls_scores.weight": (16, num_classes), "cls_scores.bias": (num_classes,),
-                      "reg_scores.weight": (16, 4 * num_boxes), "reg_scores.bias": (4 * num_boxes,)}
+    assert shapes == {
+        "shared_fc_0.weight": (245, 16),
+        "shared_fc_0.bias": (16,),
+        "shared_fc_1.weight": (16, 16),
+        "shared_fc_1.bias": (16,),
+        "cls_scores.weight": (16, num_classes),
+        "cls_scores.bias": (num_classes,),
+        "reg_scores.weight": (16, 4 * num_boxes),
+        "reg_scores.bias": (4 * num_boxes,),
+    }
     for param in head.get_parameters():
         param.set_data(tensor(rng.normal(0, 0.3, param.shape)))
     pooled = rng.normal(0, 1, (6, 5, 7, 7)).astype(np.float32)
@@ -52,6 +62,7 @@ def test_initial_values():
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
+
 
 def loss_inputs(num_classes, background_boxes, num_pos, num_valid, seed=38):
     """Rows as the sampling gives them: positives, background, padding, mixed; targets 0 where not positive."""
@@ -105,8 +116,9 @@ def test_losses_equal_the_definition(num_classes, background_boxes):
         inputs = loss_inputs(num_classes, background_boxes, num_pos, num_valid)
         cls_loss, reg_loss = graph(*to_tensors(*inputs))
         assert cls_loss.shape == reg_loss.shape == () and cls_loss.dtype == reg_loss.dtype == ms.float32
-        np.testing.assert_allclose([cls_loss.asnumpy(), reg_loss.asnumpy()],
-                                   expected_losses(*inputs, background_boxes), rtol=2e-5)
+        np.testing.assert_allclose(
+            [cls_loss.asnumpy(), reg_loss.asnumpy()], expected_losses(*inputs, background_boxes), rtol=2e-5
+        )
 
 
 def test_divisor_has_its_small_addition():
@@ -116,7 +128,8 @@ def test_divisor_has_its_small_addition():
     deltas = np.zeros((NUM_ROWS, 3, 4))
     deltas[3, 1] = [1, -1, 1, -1]
     _, reg_loss = Graph(losses_graph(4, False))(
-        *to_tensors(np.zeros((NUM_ROWS, 4)), deltas, labels, np.zeros((NUM_ROWS, 4)), valid))
+        *to_tensors(np.zeros((NUM_ROWS, 4)), deltas, labels, np.zeros((NUM_ROWS, 4)), valid)
+    )
     np.testing.assert_allclose(reg_loss.asnumpy(), 2 / 1.0001, rtol=2e-6)
 
 
@@ -169,6 +182,7 @@ def test_batch_without_valid_rows_and_large_logits(background_boxes):
 
 # --- detections -------------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Case:
     """Outputs of the box head for two images, and the RoIs they belong to."""
@@ -182,14 +196,26 @@ class Case:
     def run(self, predictor):
         num_classes, num_boxes = self.logits.shape[-1], self.deltas.shape[2]
         boxes, labels, mask, truncated = predictor(
-            tensor(self.logits.reshape(-1, num_classes)), tensor(self.deltas.reshape(-1, num_boxes, 4)),
-            tensor(self.rois), tensor(self.mask, ms.bool_), tensor(self.scale))
+            tensor(self.logits.reshape(-1, num_classes)),
+            tensor(self.deltas.reshape(-1, num_boxes, 4)),
+            tensor(self.rois),
+            tensor(self.mask, ms.bool_),
+            tensor(self.scale),
+        )
         assert (boxes.dtype, labels.dtype, mask.dtype, truncated.dtype) == (ms.float32, ms.int32, ms.bool_, ms.bool_)
         return boxes.asnumpy(), labels.asnumpy(), mask.asnumpy(), truncated.asnumpy()
 
     def expected(self, image, **options):
-        return reference.detections(self.logits[image], self.deltas[image], self.rois[image], self.mask[image],
-                                    self.scale[image], CANVAS, margin=2e-6, **options)
+        return reference.detections(
+            self.logits[image],
+            self.deltas[image],
+            self.rois[image],
+            self.mask[image],
+            self.scale[image],
+            CANVAS,
+            margin=2e-6,
+            **options,
+        )
 
 
 def random_case(seed, num_classes, num_rois=60, background_boxes=False, spread=2.0, num_spots=None):
@@ -199,20 +225,26 @@ def random_case(seed, num_classes, num_rois=60, background_boxes=False, spread=2
     sizes = rng.uniform(10, 150, (2, num_rois, 2))
     corners = rng.uniform(0, 1, (2, num_rois, 2)) * ([CANVAS[1], CANVAS[0]] - sizes)
     mask = np.ones((2, num_rois), bool)
-    mask[1, num_rois // 2:] = False
+    mask[1, num_rois // 2 :] = False
     rois = np.concatenate([corners, corners + sizes], axis=2)
     if num_spots:
         rois = rois[:, np.arange(num_rois) % num_spots] + rng.uniform(-2, 2, (2, num_rois, 4))
     rois[~mask] = 0
     logits = rng.normal(0, spread, (2, num_rois, num_classes))
-    return Case(logits.astype(np.float32), rng.normal(0, 1, (2, num_rois, num_boxes, 4)).astype(np.float32),
-                rois.astype(np.float32), mask, np.float32([[0.5, 0.7], [1.3, 2.1]]))
+    return Case(
+        logits.astype(np.float32),
+        rng.normal(0, 1, (2, num_rois, num_boxes, 4)).astype(np.float32),
+        rois.astype(np.float32),
+        mask,
+        np.float32([[0.5, 0.7], [1.3, 2.1]]),
+    )
 
 
-@cache                                                       # compiled once for each shape
+@cache  # compiled once for each shape
 def predictor_of(*, background_boxes=False, score_thr=0.05, iou_thr=0.5, max_per_img=100, num_candidates=2000):
-    return BoxPredictor(BoxCoder((0,) * 4, STDS, CANVAS), background_boxes, score_thr, iou_thr, max_per_img,
-                        num_candidates)
+    return BoxPredictor(
+        BoxCoder((0,) * 4, STDS, CANVAS), background_boxes, score_thr, iou_thr, max_per_img, num_candidates
+    )
 
 
 def check_rows(boxes, labels, mask, expected):
@@ -252,18 +284,26 @@ def hand_made_case(scores, boxes, scale=(1.0, 1.0)):
     scores = np.asarray(scores, np.float64)
     logits, rois = np.zeros((1, 8, scores.shape[1] + 1)), np.zeros((1, 8, 4))
     logits[0, :, 1] = 9
-    logits[0, :len(scores)] = np.log(np.concatenate([1 - scores.sum(1, keepdims=True), scores], axis=1))
-    rois[0, :len(boxes)] = boxes
-    return Case(logits.astype(np.float32), np.zeros((1, 8, scores.shape[1], 4), np.float32), rois.astype(np.float32),
-                np.arange(8)[None] < len(boxes), np.float32([scale]))
+    logits[0, : len(scores)] = np.log(np.concatenate([1 - scores.sum(1, keepdims=True), scores], axis=1))
+    rois[0, : len(boxes)] = boxes
+    return Case(
+        logits.astype(np.float32),
+        np.zeros((1, 8, scores.shape[1], 4), np.float32),
+        rois.astype(np.float32),
+        np.arange(8)[None] < len(boxes),
+        np.float32([scale]),
+    )
 
 
 def test_boxes_are_divided_by_the_scale():
     """scale_h 0.5, scale_w 2: x halves, y doubles. Label 0 is the first foreground class."""
     case = hand_made_case([[0.1, 0.7], [0.6, 0.2]], [[10, 20, 50, 80], [200, 200, 300, 260]], scale=(0.5, 2.0))
     boxes, labels, mask, _ = case.run(predictor_of())
-    np.testing.assert_allclose(boxes[0, :4], [[5, 40, 25, 160, 0.7], [100, 400, 150, 520, 0.6],
-                                              [100, 400, 150, 520, 0.2], [5, 40, 25, 160, 0.1]], rtol=1e-5)
+    np.testing.assert_allclose(
+        boxes[0, :4],
+        [[5, 40, 25, 160, 0.7], [100, 400, 150, 520, 0.6], [100, 400, 150, 520, 0.2], [5, 40, 25, 160, 0.1]],
+        rtol=1e-5,
+    )
     assert labels[0, :4, 0].tolist() == [1, 0, 1, 0]
     assert mask.sum() == 4
 
@@ -291,7 +331,7 @@ def test_masked_rois_are_no_detections():
     case = hand_made_case([[0.9], [0.8]], [[0, 0, 50, 50], [1, 1, 51, 51]])
     case.mask[0, 0] = False
     boxes, _, mask, _ = case.run(predictor_of())
-    assert mask.sum() == 1                                   # and it suppresses nothing
+    assert mask.sum() == 1  # and it suppresses nothing
     np.testing.assert_allclose(boxes[0, 0], [1, 1, 51, 51, 0.8], rtol=1e-5)
 
 
@@ -321,6 +361,7 @@ def test_suppression_is_strict_and_without_the_extra_pixel():
 
 
 # --- the bound on candidates ------------------------------------------------------------------------------------------
+
 
 def test_truncated_only_where_the_result_may_differ():
     """With 40 candidates: where the flag is down the result is the full loop's; it is up exactly when more than 40

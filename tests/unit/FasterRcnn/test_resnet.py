@@ -1,4 +1,5 @@
 """Backbone against numpy: where the stride sits, how the stem pools, what is fixed in training."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -52,13 +53,17 @@ def test_block_equals_the_definition(kind, stride, down_sample):
 
 
 def test_both_blocks_have_equal_parameters():
-    shapes = [[(param.name, param.shape) for param in block(8, 12, 2, True, True).get_parameters()]
-              for block in BLOCKS.values()]
+    shapes = [
+        [(param.name, param.shape) for param in block(8, 12, 2, True, True).get_parameters()]
+        for block in BLOCKS.values()
+    ]
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("kind, layer_nums, pool", [
-    ("v1.5", (1, 1, 1, 1), "same"), ("v1.5", (1, 3, 1, 1), "symmetric"), ("v1", (2, 1, 1, 2), "same")])
+@pytest.mark.parametrize(
+    "kind, layer_nums, pool",
+    [("v1.5", (1, 1, 1, 1), "same"), ("v1.5", (1, 3, 1, 1), "symmetric"), ("v1", (2, 1, 1, 2), "same")],
+)
 def test_maps_equal_the_definition(kind, layer_nums, pool, image):
     """C2..C5 at strides 4 to 32. "same" pads the stem's pool right and bottom only, "symmetric" on all sides."""
     net = build(BLOCKS[kind], layer_nums, stem_pool_pad=pool).set_train(False)
@@ -101,8 +106,11 @@ def test_default_fixes_stem_and_first_stage():
 
 
 def statistics(net):
-    return {param.name: param.asnumpy().copy() for param in net.get_parameters()
-            if param.name.endswith(("moving_mean", "moving_variance"))}
+    return {
+        param.name: param.asnumpy().copy()
+        for param in net.get_parameters()
+        if param.name.endswith(("moving_mean", "moving_variance"))
+    }
 
 
 @pytest.mark.parametrize("frozen_stages", [-1, 1, 2, 4])
@@ -184,8 +192,12 @@ def test_initial_weights_are_he_normal():
     """Standard deviation sqrt(2 / fan in); batch norm 1, 0 (gamma of a block's last one 0) and statistics 0, 1."""
     net = ResNetFea(ResidualBlock, (1, 1, 1, 1), (64, 256, 128, 128), (256, 128, 128, 128))
     params = {param.name: param.asnumpy() for param in net.get_parameters()}
-    for name, fan_in in {"conv1": 3 * 49, "layer1.0.conv3": 64, "layer2.0.conv_down_sample": 256,
-                         "layer1.0.conv2": 64 * 9}.items():
+    for name, fan_in in {
+        "conv1": 3 * 49,
+        "layer1.0.conv3": 64,
+        "layer2.0.conv_down_sample": 256,
+        "layer1.0.conv2": 64 * 9,
+    }.items():
         np.testing.assert_allclose(params[f"{name}.weight"].std(), np.sqrt(2 / fan_in), rtol=0.05)
     for name, values in params.items():
         if "bn" in name:
@@ -195,7 +207,7 @@ def test_initial_weights_are_he_normal():
 
 class _WeightedSum(ms.nn.Cell):
     def __init__(self, block):
-        super().__init__(auto_prefix=False)     # the block's parameters keep their names
+        super().__init__(auto_prefix=False)  # the block's parameters keep their names
         self.block = block
 
     def construct(self, x, weights):
@@ -213,7 +225,8 @@ def test_folded_norms_change_neither_values_nor_gradients(kind, stride, down_sam
         block = randomise(BLOCKS[kind](12, 12, stride, down_sample, True, fold_norms=fold), 47).set_train()
         block.bn3.gamma.set_data(tensor([0.0, *block.bn3.gamma.asnumpy()[1:]]))
         value, (to_x, to_params) = ms.value_and_grad(_WeightedSum(block).set_train(), 0, block.trainable_params())(
-            x, weights)
+            x, weights
+        )
         results.append([value, to_x, *to_params])
         evaluated.append(block.set_train(False)(x).asnumpy())
     np.testing.assert_array_equal(*evaluated)
@@ -227,13 +240,17 @@ def test_folded_norms_change_neither_values_nor_gradients(kind, stride, down_sam
 
 
 # A batch of the small detector has 8192 pixels per picture; half a million count as many.
-@pytest.mark.parametrize("changes, folded", [
-    ({"batch_size": 62}, [False, True, True, True]),
-    ({"batch_size": 61}, [False] * 4),
-    ({"batch_size": 62, "frozen_stages": -1}, [True] * 4),
-    ({"batch_size": 62, "frozen_stages": 2}, [False, False, True, True]),
-    ({"batch_size": 62, "norm_eval": False}, [False] * 4),
-    ({"batch_size": 62, "device_target": "GPU"}, [False] * 4)])
+@pytest.mark.parametrize(
+    "changes, folded",
+    [
+        ({"batch_size": 62}, [False, True, True, True]),
+        ({"batch_size": 61}, [False] * 4),
+        ({"batch_size": 62, "frozen_stages": -1}, [True] * 4),
+        ({"batch_size": 62, "frozen_stages": 2}, [False, False, True, True]),
+        ({"batch_size": 62, "norm_eval": False}, [False] * 4),
+        ({"batch_size": 62, "device_target": "GPU"}, [False] * 4),
+    ],
+)
 def test_norms_are_folded_for_large_batches_where_they_are_fixed_and_learn(changes, folded):
     backbone = build_detector(config_of(**changes)).backbone
     stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)

@@ -1,4 +1,5 @@
 """RoIAlign, both implementations, against loops over the samples: ops.ROIAlign's roi_end_mode=1 written out."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -9,16 +10,18 @@ from tests.unit.FasterRcnn.reference import Graph, tensor
 
 HEIGHT, WIDTH = 128, 192
 STRIDES = (4, 8, 16, 32)
-FINEST = 14                     # levels change at sides of 28, 56 and 112, so that a small canvas uses all four
+FINEST = 14  # levels change at sides of 28, 56 and 112, so that a small canvas uses all four
 CHANNELS = 3
 # On maps with values around 1. The native form moves a degenerate box at the left border by 0.001 pixel.
 TOLERANCE = 2e-3
 
 
-@pytest.mark.parametrize("side, level", [
-    (1, 0), (55, 0), (56, 0), (111.9, 0), (112, 1), (112.1, 1), (223.9, 1), (224, 2), (447.9, 2), (448, 3), (4000, 3)])
+@pytest.mark.parametrize(
+    "side, level",
+    [(1, 0), (55, 0), (56, 0), (111.9, 0), (112, 1), (112.1, 1), (223.9, 1), (224, 2), (447.9, 2), (448, 3), (4000, 3)],
+)
 def test_square_roi_goes_to_the_level_of_its_side(side, level):
-    roi = tensor([[0, 0, side - 1, side - 1]])                  # width is x2 - x1 + 1
+    roi = tensor([[0, 0, side - 1, side - 1]])  # width is x2 - x1 + 1
     assert roi_levels(roi, finest_scale=56, num_levels=4).asnumpy().tolist() == [level]
 
 
@@ -46,21 +49,46 @@ def test_fewer_levels_and_another_scale():
 
 # --- pooling ----------------------------------------------------------------------------------------------------------
 
+
 def feature_maps(seed, scale=1.0):
     rng = np.random.default_rng(seed)
-    return [(scale * rng.normal(0, 1, (2, CHANNELS, HEIGHT // stride, WIDTH // stride))).astype(np.float32)
-            for stride in STRIDES]
+    return [
+        (scale * rng.normal(0, 1, (2, CHANNELS, HEIGHT // stride, WIDTH // stride))).astype(np.float32)
+        for stride in STRIDES
+    ]
 
 
-INNER = [[10, 20, 40, 70], [100, 5, 150, 100], [3.7, 8.2, 17.9, 30.1], [20, 20, 190, 120], [64, 32, 127, 95],
-         [0, 0, 191, 127], [33.3, 44.4, 50.5, 55.6]]
+INNER = [
+    [10, 20, 40, 70],
+    [100, 5, 150, 100],
+    [3.7, 8.2, 17.9, 30.1],
+    [20, 20, 190, 120],
+    [64, 32, 127, 95],
+    [0, 0, 191, 127],
+    [33.3, 44.4, 50.5, 55.6],
+]
 BORDER = [[0, 10, 30, 50], [150, 90, 192, 128], [0, 0, 27, 27], [0, 0, 192, 128], [170, 0, 192, 30]]
-OUTSIDE = [[-30, -20, 25, 30], [180, 110, 260, 170], [-100, 40, -60, 60], [188, 20, 230, 40], [-200, -150, 400, 300],
-           [50, 130, 80, 150]]
+OUTSIDE = [
+    [-30, -20, 25, 30],
+    [180, 110, 260, 170],
+    [-100, 40, -60, 60],
+    [188, 20, 230, 40],
+    [-200, -150, 400, 300],
+    [50, 130, 80, 150],
+]
 THIN = [[40, 40, 40, 40], [50.2, 60.7, 49.9, 60.2], [100, 10, 100, 110], [30, 30, 150, 30], [77.7, 3, 77.4, 90]]
 # Where ops.ROIAlign writes nothing: |x1| and |x2| below 0.001.
-UNWRITTEN = [[0, 0, 0, 0], [0, 10, 0, 60], [0, 0, 0, 128], [0.0005, 30, 0.0009, 45], [-0.0005, 5, 0.0005, 90],
-             [0, 127, 0, 127], [0.00099, 3, 0.00099, 5], [0.001, 3, 0.001, 5], [0, 3, 0.001, 5]]
+UNWRITTEN = [
+    [0, 0, 0, 0],
+    [0, 10, 0, 60],
+    [0, 0, 0, 128],
+    [0.0005, 30, 0.0009, 45],
+    [-0.0005, 5, 0.0005, 90],
+    [0, 127, 0, 127],
+    [0.00099, 3, 0.00099, 5],
+    [0.001, 3, 0.001, 5],
+    [0, 3, 0.001, 5],
+]
 
 
 def roi_batch():
@@ -102,7 +130,7 @@ def test_old_memory_never_shows(extractor, case):
     """Between two calls the memory of the output is filled with large values; RoIs at the left border stay right."""
     rois, features, expected = case
     loud = list(map(tensor, feature_maps(19, scale=1e6)))
-    plain = tensor(np.tile(np.float32(INNER * 5)[:rois.shape[1]], (2, 1, 1)))
+    plain = tensor(np.tile(np.float32(INNER * 5)[: rois.shape[1]], (2, 1, 1)))
     for _ in range(3):
         assert np.abs(extractor(plain, *loud).asnumpy()).max() > 1e5
         pooled = extractor(tensor(rois), *map(tensor, features)).asnumpy()
@@ -158,7 +186,7 @@ def test_constant_map_gives_the_constant_inside(extractor):
     rois = roi_batch()
     maps = [np.full((2, CHANNELS, HEIGHT // stride, WIDTH // stride), 5.0, np.float32) for stride in STRIDES]
     pooled = extractor(tensor(rois), *map(tensor, maps)).asnumpy().reshape(2, -1, CHANNELS, 7, 7)
-    np.testing.assert_allclose(pooled[0, :len(INNER)], 5.0, rtol=1e-5)
+    np.testing.assert_allclose(pooled[0, : len(INNER)], 5.0, rtol=1e-5)
     far_outside = len(INNER) + len(BORDER) + 2
     assert rois[0, far_outside].tolist() == [-100, 40, -60, 60]
     assert not pooled[0, far_outside].any()
@@ -215,10 +243,11 @@ def test_rois_that_see_no_pixel(extractor):
 def test_linear_ramp_by_hand(extractor):
     """On a map that holds its column number, bin b of a RoI from x1 = 32 to x2 = 59 on stride 4 has its centre at
     column 8 + (b + 0.5) * 7 / 7: the bins are 1 cell wide, and no half cell is subtracted."""
-    maps = [np.tile(np.arange(WIDTH // stride, dtype=np.float32), (2, CHANNELS, HEIGHT // stride, 1))
-            for stride in STRIDES]
+    maps = [
+        np.tile(np.arange(WIDTH // stride, dtype=np.float32), (2, CHANNELS, HEIGHT // stride, 1)) for stride in STRIDES
+    ]
     rois = roi_batch()
-    rois[1, 0] = [32, 40, 59, 66.9]                              # 28 x 27.9: below 28, level 0
+    rois[1, 0] = [32, 40, 59, 66.9]  # 28 x 27.9: below 28, level 0
     pooled = extractor(tensor(rois), *map(tensor, maps)).asnumpy().reshape(2, -1, CHANNELS, 7, 7)
     np.testing.assert_allclose(pooled[1, 0], np.broadcast_to(8.5 + np.arange(7), (CHANNELS, 7, 7)), atol=1e-3)
 
@@ -242,6 +271,6 @@ def test_pixel_rows_and_their_gradient(channels):
     start = 0
     for gradient, level in zip(gradients, maps, strict=True):
         batch, _, height, width = level.shape
-        own = weights[start:start + batch * height * width].reshape(batch, height, width, channels)
+        own = weights[start : start + batch * height * width].reshape(batch, height, width, channels)
         np.testing.assert_array_equal(gradient.asnumpy(), own.transpose(0, 3, 1, 2))
         start += batch * height * width

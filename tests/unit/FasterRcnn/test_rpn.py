@@ -1,4 +1,5 @@
 """RPN: its head against numpy, its losses against their sums for given targets."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -32,11 +33,13 @@ def build(assign=None):
 
 # --- head -------------------------------------------------------------------------------------------------------------
 
+
 def test_smooth_l1_by_hand():
     """Beta 1/9: 0.5 * 0.01 * 9 at 0.1; |d| - 1/18 beyond. Beta 1: 0.5 * d**2 up to 1, |d| - 0.5 beyond."""
     values = tensor([0, 0.1, -0.1, 1 / 9, 2, -2])
-    np.testing.assert_allclose(smooth_l1(values, 1 / 9).asnumpy(),
-                               [0, 0.045, 0.045, 1 / 18, 2 - 1 / 18, 2 - 1 / 18], rtol=1e-5)
+    np.testing.assert_allclose(
+        smooth_l1(values, 1 / 9).asnumpy(), [0, 0.045, 0.045, 1 / 18, 2 - 1 / 18, 2 - 1 / 18], rtol=1e-5
+    )
     np.testing.assert_allclose(smooth_l1(tensor([0.5, 1, 1.5, -3]), 1.0).asnumpy(), [0.125, 0.5, 1, 2.5], rtol=1e-6)
 
 
@@ -69,8 +72,10 @@ def test_levels_share_one_head():
         np.testing.assert_allclose(logits[level].asnumpy(), expected_logits, rtol=1e-3, atol=1e-6)
         np.testing.assert_allclose(deltas[level].asnumpy(), expected_deltas, rtol=1e-3, atol=1e-6)
     assert [param.name for param in rpn.get_parameters()] == [
-        f"rpn_convs_list.0.{layer}.{part}" for layer in ("rpn_conv", "rpn_cls", "rpn_reg")
-        for part in ("weight", "bias")]
+        f"rpn_convs_list.0.{layer}.{part}"
+        for layer in ("rpn_conv", "rpn_cls", "rpn_reg")
+        for part in ("weight", "bias")
+    ]
 
 
 def test_initial_values_are_normal_with_std_001():
@@ -87,6 +92,7 @@ def test_initial_values_are_normal_with_std_001():
 
 # --- losses -----------------------------------------------------------------------------------------------------------
 
+
 def random_targets(seed, num_pos):
     """As BboxAssignSample gives them: num_pos positives per image first, negatives from slot 128 on, up to 256."""
     rng = np.random.default_rng(seed)
@@ -97,9 +103,9 @@ def random_targets(seed, num_pos):
         num_neg = min(sum(LEVEL_SIZES), NUM_TOTAL) - count - 20 * image
         chosen = rng.permutation(sum(LEVEL_SIZES))
         index[image, :count] = chosen[:count]
-        index[image, NUM_POS:NUM_POS + num_neg] = chosen[count:count + num_neg]
+        index[image, NUM_POS : NUM_POS + num_neg] = chosen[count : count + num_neg]
         labels[image, :count] = 1
-        valid[image, :count] = valid[image, NUM_POS:NUM_POS + num_neg] = 1
+        valid[image, :count] = valid[image, NUM_POS : NUM_POS + num_neg] = 1
         deltas[image, :count] = rng.normal(0, 1, (count, 4))
     return index, labels, valid, deltas
 
@@ -174,7 +180,7 @@ def test_gradients_by_hand():
     np.testing.assert_allclose(to_deltas, expected_deltas, atol=1e-7)
 
 
-LEVEL_MAPS = ((8, 10), (4, 5))                               # 3 anchors a cell make LEVEL_SIZES
+LEVEL_MAPS = ((8, 10), (4, 5))  # 3 anchors a cell make LEVEL_SIZES
 
 
 def test_losses_at_samples_equal_the_definition():
@@ -197,6 +203,7 @@ def test_losses_at_samples_equal_the_definition():
         def add(p2, p3):
             cls_loss, reg_loss = losses(p2, p3)
             return cls_loss + reg_loss
+
         return Graph(add)
 
     net = NumpyNet(rpn)
@@ -234,10 +241,11 @@ def test_large_logits_stay_finite():
     """-log(1 - sigmoid(200)) is 200, although the sigmoid is 1 in float32."""
     index, labels, valid, deltas = random_targets(35, (1, 0))
     valid[:] = 0
-    valid[0, 0] = valid[0, NUM_POS] = 1                      # one positive, one negative
+    valid[0, 0] = valid[0, NUM_POS] = 1  # one positive, one negative
     logits, _ = random_outputs(36)
     logits = np.concatenate(logits, axis=1)
     logits[0, index[0, 0]], logits[0, index[0, NUM_POS]] = -300, 200
     cls_loss, _ = Graph(losses_of((index, labels, valid, deltas)))(
-        *map(tensor, np.split(logits, LEVEL_SIZES[:1], axis=1)), *map(tensor, random_outputs(36)[1]))
+        *map(tensor, np.split(logits, LEVEL_SIZES[:1], axis=1)), *map(tensor, random_outputs(36)[1])
+    )
     np.testing.assert_allclose(cls_loss.asnumpy(), (300 + 200) / 512, rtol=1e-6)

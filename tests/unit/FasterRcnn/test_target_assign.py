@@ -1,4 +1,5 @@
 """Matching and sampling against a loop over the rules, and the odds of the sampling against their binomials."""
+
 import itertools
 
 import mindspore as ms
@@ -38,6 +39,7 @@ class Match:
 def match_with(thresholds):
     def matched(iou):
         return match(iou, *thresholds)
+
     return matched
 
 
@@ -57,33 +59,39 @@ def test_names_of_what_is_no_ground_truth():
     assert FAR_AWAY < 0
 
 
-@pytest.mark.parametrize("iou, expected", [
-    # one good ground truth: >= 0.7 positive, >= 0.3 ignored, < 0.3 negative
-    ([[0.9, 0.7, 0.69, 0.3, 0.29, 0.0], [0] * 6], [0, 0, IGNORED, IGNORED, NEGATIVE, NEGATIVE]),
-    # below 0.7, yet the best of its ground truth and at least 0.3: all that tie are positive
-    ([[0.4, 0.4, 0.39, 0.1, 0.4, 0.0], [0] * 6], [0, 0, IGNORED, NEGATIVE, 0, NEGATIVE]),
-    ([[0.3, 0.2, 0.1, 0.1, 0.1, 0.0], [0] * 6], [0, NEGATIVE, NEGATIVE, NEGATIVE, NEGATIVE, NEGATIVE]),
-    # best below 0.3: nothing is positive
-    ([[0.29, 0.2, 0.1, 0.1, 0.1, 0.0], [0] * 6], [NEGATIVE] * 6),
-    # candidate 0 fits gt 0 better (0.9), but it is the best that gt 1 has: gt 1 takes it
-    ([[0.9, 0.8, 0, 0, 0, 0], [0.5, 0.2, 0, 0, 0, 0]], [1, 0] + [NEGATIVE] * 4),
-    # ... and when the other one is later, that one has the last word
-    ([[0.5, 0.2, 0, 0, 0, 0], [0.9, 0.8, 0, 0, 0, 0]], [1, 1] + [NEGATIVE] * 4),
-    # both have their best at candidate 2: the later one wins, although the IoU is lower
-    ([[0, 0, 0.6, 0, 0, 0], [0, 0, 0.4, 0, 0, 0]], [NEGATIVE, NEGATIVE, 1, NEGATIVE, NEGATIVE, NEGATIVE]),
-    # no ground truths
-    ([[0] * 6, [0] * 6], [NEGATIVE] * 6),
-])
+@pytest.mark.parametrize(
+    "iou, expected",
+    [
+        # one good ground truth: >= 0.7 positive, >= 0.3 ignored, < 0.3 negative
+        ([[0.9, 0.7, 0.69, 0.3, 0.29, 0.0], [0] * 6], [0, 0, IGNORED, IGNORED, NEGATIVE, NEGATIVE]),
+        # below 0.7, yet the best of its ground truth and at least 0.3: all that tie are positive
+        ([[0.4, 0.4, 0.39, 0.1, 0.4, 0.0], [0] * 6], [0, 0, IGNORED, NEGATIVE, 0, NEGATIVE]),
+        ([[0.3, 0.2, 0.1, 0.1, 0.1, 0.0], [0] * 6], [0, NEGATIVE, NEGATIVE, NEGATIVE, NEGATIVE, NEGATIVE]),
+        # best below 0.3: nothing is positive
+        ([[0.29, 0.2, 0.1, 0.1, 0.1, 0.0], [0] * 6], [NEGATIVE] * 6),
+        # candidate 0 fits gt 0 better (0.9), but it is the best that gt 1 has: gt 1 takes it
+        ([[0.9, 0.8, 0, 0, 0, 0], [0.5, 0.2, 0, 0, 0, 0]], [1, 0] + [NEGATIVE] * 4),
+        # ... and when the other one is later, that one has the last word
+        ([[0.5, 0.2, 0, 0, 0, 0], [0.9, 0.8, 0, 0, 0, 0]], [1, 1] + [NEGATIVE] * 4),
+        # both have their best at candidate 2: the later one wins, although the IoU is lower
+        ([[0, 0, 0.6, 0, 0, 0], [0, 0, 0.4, 0, 0, 0]], [NEGATIVE, NEGATIVE, 1, NEGATIVE, NEGATIVE, NEGATIVE]),
+        # no ground truths
+        ([[0] * 6, [0] * 6], [NEGATIVE] * 6),
+    ],
+)
 def test_rules_of_the_rpn(match_anchors, iou, expected):
     # as the second image, so that a mix-up of images shows
     assert match_anchors([[0.95] * 6, [0] * 6], iou)[1] == expected
 
 
-@pytest.mark.parametrize("iou, expected", [
-    ([[0.5, 0.49, 0.51, 0.0], [0] * 4], [0, NEGATIVE, 0, NEGATIVE]),
-    ([[0.49, 0.49, 0.3, 0.0], [0] * 4], [NEGATIVE] * 4),                 # the best match counts from 0.5 only
-    ([[0.9, 0.8, 0, 0], [0.6, 0.1, 0, 0]], [1, 0, NEGATIVE, NEGATIVE]),  # gt 1 takes what gt 0 fits better
-])
+@pytest.mark.parametrize(
+    "iou, expected",
+    [
+        ([[0.5, 0.49, 0.51, 0.0], [0] * 4], [0, NEGATIVE, 0, NEGATIVE]),
+        ([[0.49, 0.49, 0.3, 0.0], [0] * 4], [NEGATIVE] * 4),  # the best match counts from 0.5 only
+        ([[0.9, 0.8, 0, 0], [0.6, 0.1, 0, 0]], [1, 0, NEGATIVE, NEGATIVE]),  # gt 1 takes what gt 0 fits better
+    ],
+)
 def test_rules_of_the_box_head(match_proposals, iou, expected):
     assert match_proposals([[0] * 4, [0] * 4], iou)[1] == expected
 
@@ -106,6 +114,7 @@ def test_match_equals_the_loop_with_many_ties(thresholds):
 
 
 # --- RandomSample -----------------------------------------------------------------------------------------------------
+
 
 def check_choice(candidates, index, filled, count):
     """What every choice must satisfy: as many as possible, distinct, candidates only, filled slots first."""
@@ -130,7 +139,7 @@ def test_random_sample_counts_and_masks():
         index, filled = (out.asnumpy() for out in cell(tensor(candidates, ms.bool_)))
         check_choice(candidates, index, filled, 10)
         seen.add(tuple(sorted(index[5])))
-    assert len(seen) == 20                  # 50 over 10 has 1e10 outcomes: a repetition would be no accident
+    assert len(seen) == 20  # 50 over 10 has 1e10 outcomes: a repetition would be no accident
 
 
 def test_random_sample_with_fewer_candidates_than_slots():
@@ -151,7 +160,7 @@ def test_every_subset_is_equally_likely():
             counts[tuple(pair)] += 1
     expected = 30 * 200 / 6
     chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
-    assert chi_square < 35.0                # exceeded by chance once in 700,000 draws
+    assert chi_square < 35.0  # exceeded by chance once in 700,000 draws
 
 
 def test_every_candidate_is_equally_likely():
@@ -172,13 +181,14 @@ def test_every_candidate_is_equally_likely():
 
 # --- PosNegSample -----------------------------------------------------------------------------------------------------
 
+
 def matched_rows(rng, num_candidates, *counts):
     """(B, N) with so many positives and negatives per image, the rest ignored."""
     rows = np.full((len(counts), num_candidates), IGNORED)
     for row, (num_pos, num_neg) in zip(rows, counts, strict=True):
         places = rng.permutation(num_candidates)
         row[places[:num_pos]] = rng.integers(0, 5, num_pos)
-        row[places[num_pos:num_pos + num_neg]] = NEGATIVE
+        row[places[num_pos : num_pos + num_neg]] = NEGATIVE
     return rows
 
 
@@ -204,7 +214,7 @@ def test_limits_of_positives_and_of_all(num_pos, num_total):
             assert (matched[row, positives] >= 0).all()
             assert (matched[row, index[row, valid[row] & ~pos_mask[row]]] == NEGATIVE).all()
             assert valid[row, pos_mask[row]].all()
-            assert not pos_mask[row, num_pos:].any()            # positives stand in the first slots
+            assert not pos_mask[row, num_pos:].any()  # positives stand in the first slots
             assert not (valid[row, :num_pos] & ~pos_mask[row, :num_pos]).any()
 
 
@@ -224,8 +234,9 @@ def test_positives_and_negatives_vary_between_calls_and_images():
 def test_sampling_follows_the_seed(seed):
     """Two cells of one seed draw alike, another seed differently: a run can be repeated, with every seed allowed."""
     candidates = tensor(np.ones((1, 500), bool), ms.bool_)
-    first, again, other = (RandomSample(20, seed=(number,))(candidates)[0].asnumpy().tolist()
-                           for number in (seed, seed, seed ^ 1))
+    first, again, other = (
+        RandomSample(20, seed=(number,))(candidates)[0].asnumpy().tolist() for number in (seed, seed, seed ^ 1)
+    )
     assert first == again
     assert first != other
 
@@ -240,8 +251,10 @@ def test_streams_have_seeds_of_their_own():
 
 def test_the_operator_uses_all_bits_of_its_seed():
     """Were it to take 32 of the 63, streams would meet far more often."""
-    draws = {tuple(ops.UniformReal(seed=seed)((4,)).asnumpy().tolist())
-             for seed in (5, *(5 + 2**bit for bit in (3, 15, 30, 31, 32, 33, 47, 61, 62)))}
+    draws = {
+        tuple(ops.UniformReal(seed=seed)((4,)).asnumpy().tolist())
+        for seed in (5, *(5 + 2**bit for bit in (3, 15, 30, 31, 32, 33, 47, 61, 62)))
+    }
     assert len(draws) == 10
 
 

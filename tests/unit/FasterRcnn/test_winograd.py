@@ -1,4 +1,5 @@
 """The fast 3x3 convolution against the definition in float64, forwards and backwards."""
+
 import numpy as np
 import pytest
 from mindspore import ParameterTuple, Tensor, nn, ops
@@ -32,7 +33,7 @@ def gradients(x, weight, factors, stride) -> tuple[np.ndarray, np.ndarray, np.nd
     dx_padded, dweight = np.zeros_like(padded), np.zeros(weight.shape)
     for dy in range(3):
         for dx in range(3):
-            here = np.s_[:, :, dy:dy + height:stride, dx:dx + width:stride]
+            here = np.s_[:, :, dy : dy + height : stride, dx : dx + width : stride]
             dx_padded[here] += np.einsum("bohw,oc->bchw", factors.astype(np.float64), weight[:, :, dy, dx])
             dweight[:, :, dy, dx] = np.einsum("bohw,bchw->oc", factors, padded[here])
     return dx_padded[:, :, 1:-1, 1:-1], dweight, factors.astype(np.float64).sum((0, 2, 3))
@@ -75,7 +76,7 @@ def test_toom_cook_is_a_correlation(taps):
     rng = np.random.default_rng(1)
     data, weights = rng.normal(0, 1, taps + 3), rng.normal(0, 1, taps)
     result = output_transform @ ((weight_transform @ weights) * (data_transform @ data))
-    np.testing.assert_allclose(result, [data[i:i + taps] @ weights for i in range(4)], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(result, [data[i : i + taps] @ weights for i in range(4)], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("stride, pixels", [(1, 6), (2, 9)])
@@ -84,7 +85,7 @@ def test_one_dimension_is_a_correlation_with_a_stride(stride, pixels):
     rng = np.random.default_rng(1)
     data, weights = rng.normal(0, 1, pixels), rng.normal(0, 1, 3)
     result = output_transform @ ((weight_transform @ weights) * (data_transform @ data))
-    expected = [data[stride * i:stride * i + 3] @ weights for i in range(4)]
+    expected = [data[stride * i : stride * i + 3] @ weights for i in range(4)]
     np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -95,9 +96,19 @@ def test_transforms_of_data_and_outputs_are_exact_in_float32(stride):
         np.testing.assert_array_equal(matrix.astype(np.float32), matrix)
 
 
-@pytest.mark.parametrize("batch, channels, out_channels, height, width, stride", [
-    (1, 3, 5, 32, 40, 1), (2, 16, 7, 40, 64, 1), (3, 1, 1, 36, 36, 1), (2, 64, 32, 32, 44, 1),
-    (1, 3, 5, 32, 40, 2), (2, 16, 7, 8, 64, 2), (3, 1, 1, 40, 40, 2), (2, 64, 32, 32, 48, 2)])
+@pytest.mark.parametrize(
+    "batch, channels, out_channels, height, width, stride",
+    [
+        (1, 3, 5, 32, 40, 1),
+        (2, 16, 7, 40, 64, 1),
+        (3, 1, 1, 36, 36, 1),
+        (2, 64, 32, 32, 44, 1),
+        (1, 3, 5, 32, 40, 2),
+        (2, 16, 7, 8, 64, 2),
+        (3, 1, 1, 40, 40, 2),
+        (2, 64, 32, 32, 48, 2),
+    ],
+)
 def test_equals_the_definition(small_maps_too, mode, batch, channels, out_channels, height, width, stride):
     cell, x, _ = random_case(2, batch, channels, out_channels, height, width, stride)
     out = cell(tensor(x))
@@ -105,8 +116,10 @@ def test_equals_the_definition(small_maps_too, mode, batch, channels, out_channe
     assert_close(out, reference.conv2d(x, cell.weight.asnumpy(), cell.bias.asnumpy(), stride))
 
 
-@pytest.mark.parametrize("batch, channels, out_channels, width, stride", [
-    (1, 4, 4, 44, 1), (2, 24, 8, 44, 1), (1, 4, 4, 48, 2), (2, 24, 8, 48, 2)])
+@pytest.mark.parametrize(
+    "batch, channels, out_channels, width, stride",
+    [(1, 4, 4, 44, 1), (2, 24, 8, 44, 1), (1, 4, 4, 48, 2), (2, 24, 8, 48, 2)],
+)
 def test_gradients_equal_the_definition(small_maps_too, mode, batch, channels, out_channels, width, stride):
     cell, x, factors = random_case(3, batch, channels, out_channels, 32, width, stride)
     (dx,), (dweight, dbias) = Gradients(cell)(tensor(x), tensor(factors))
@@ -125,9 +138,17 @@ def test_pixels_at_every_border_and_corner(small_maps_too):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("allowed, height, width, fast", [
-    (True, 200, 256, True), (True, 196, 256, True), (True, 192, 256, False), (True, 202, 256, False),
-    (True, 200, 254, False), (False, 200, 256, False)])
+@pytest.mark.parametrize(
+    "allowed, height, width, fast",
+    [
+        (True, 200, 256, True),
+        (True, 196, 256, True),
+        (True, 192, 256, False),
+        (True, 202, 256, False),
+        (True, 200, 254, False),
+        (False, 200, 256, False),
+    ],
+)
 def test_small_and_odd_maps_are_convolved_plainly(allowed, height, width, fast, stride):
     """A plain convolution is ``nn.Conv2d`` to the last bit; a fast one rounds differently. Sizes are of the result."""
     rng = np.random.default_rng(5)
@@ -143,19 +164,24 @@ def test_an_odd_map_is_convolved_plainly():
     """399 rows give 200, which 4 divides, but the map itself has no whole tiles."""
     x = tensor(np.random.default_rng(7).normal(0, 1, (1, 2, 399, 512)))
     cell = Conv3x3(2, 8, 2, winograd=True)
-    np.testing.assert_allclose(cell(x).asnumpy(), reference.conv2d(x.asnumpy(), cell.weight.asnumpy(), stride=2),
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        cell(x).asnumpy(), reference.conv2d(x.asnumpy(), cell.weight.asnumpy(), stride=2), atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("shape, stride, pieces, groups", [
-    # Values of a picture, of which 16.8 million may be in memory at once:
-    ((2, 256, 192, 320), 1, ((0, 1), (1, 2)), 3),           # 35.4 million
-    ((2, 256, 96, 160), 1, ((0, 1), (1, 2)), 1),            # 8.8
-    ((3, 256, 48, 80), 1, ((0, 3),), 1),                    # 2.2
-    ((3, 128, 192, 320), 1, ((0, 1), (1, 2), (2, 3)), 3),   # 17.7
-    ((1, 128, 192, 320), 2, ((0, 1),), 1),                  # 10.0
-    ((2, 128, 192, 320), 2, ((0, 1), (1, 2)), 1),
-    ((2, 256, 192, 320), 2, ((0, 1), (1, 2)), 3)])          # 19.9
+@pytest.mark.parametrize(
+    "shape, stride, pieces, groups",
+    [
+        # Values of a picture, of which 16.8 million may be in memory at once:
+        ((2, 256, 192, 320), 1, ((0, 1), (1, 2)), 3),  # 35.4 million
+        ((2, 256, 96, 160), 1, ((0, 1), (1, 2)), 1),  # 8.8
+        ((3, 256, 48, 80), 1, ((0, 3),), 1),  # 2.2
+        ((3, 128, 192, 320), 1, ((0, 1), (1, 2), (2, 3)), 3),  # 17.7
+        ((1, 128, 192, 320), 2, ((0, 1),), 1),  # 10.0
+        ((2, 128, 192, 320), 2, ((0, 1), (1, 2)), 1),
+        ((2, 256, 192, 320), 2, ((0, 1), (1, 2)), 3),
+    ],
+)  # 19.9
 def test_few_values_are_in_memory_at_once(shape, stride, pieces, groups):
     assert winograd._pieces(shape, stride) == pieces
     kind = winograd._BY_VALUES[winograd._kind(shape, stride)]
@@ -166,8 +192,9 @@ def test_few_values_are_in_memory_at_once(shape, stride, pieces, groups):
 def test_parameters_are_those_of_a_convolution(has_bias):
     plain = nn.Conv2d(6, 8, 3, pad_mode="pad", padding=1, has_bias=has_bias)
     fast = Conv3x3(6, 8, winograd=True, has_bias=has_bias)
-    assert [(p.name, p.shape, p.requires_grad) for p in fast.get_parameters()] == \
-        [(p.name, p.shape, p.requires_grad) for p in plain.get_parameters()]
+    assert [(p.name, p.shape, p.requires_grad) for p in fast.get_parameters()] == [
+        (p.name, p.shape, p.requires_grad) for p in plain.get_parameters()
+    ]
 
 
 def test_without_bias(small_maps_too):

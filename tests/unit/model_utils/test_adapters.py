@@ -1,4 +1,5 @@
 """Device, rank and job: which of flag, environment and file decides."""
+
 import pytest
 
 from src.model_utils import device_adapter
@@ -9,13 +10,15 @@ from src.model_utils.local_adapter import ProcessEnvironment, read_environment
 
 def test_without_a_launcher_the_file_decides():
     assert read_environment(load_config([]), {}) == ProcessEnvironment(
-        device_id=0, rank_id=0, rank_size=1, job_id="default")
+        device_id=0, rank_id=0, rank_size=1, job_id="default"
+    )
 
 
 def test_the_environment_goes_before_the_file():
     environ = {"DEVICE_ID": "3", "RANK_ID": "5", "RANK_SIZE": "8", "JOB_ID": "job-7"}
     assert read_environment(load_config([]), environ) == ProcessEnvironment(
-        device_id=3, rank_id=5, rank_size=8, job_id="job-7")
+        device_id=3, rank_id=5, rank_size=8, job_id="job-7"
+    )
 
 
 def test_a_flag_goes_before_the_environment():
@@ -33,8 +36,10 @@ def test_place_in_a_distributed_run_is_the_launchers():
     distributed = ["--run_distribute=True"]
     place = read_environment(load_config([*distributed, "--rank_id=5", "--device_num=8"]), environ)
     assert (place.rank_id, place.rank_size) == (5, 8)
-    for flag, message in ("--rank_id=4", "--rank_id is 4, but RANK_ID, .* is 5: leave --rank_id out"), (
-            "--device_num=4", "--device_num is 4, but RANK_SIZE, .* is 8: leave --device_num out"):
+    for flag, message in (
+        ("--rank_id=4", "--rank_id is 4, but RANK_ID, .* is 5: leave --rank_id out"),
+        ("--device_num=4", "--device_num is 4, but RANK_SIZE, .* is 8: leave --device_num out"),
+    ):
         with pytest.raises(UserError, match=message):
             read_environment(load_config([*distributed, flag]), environ)
 

@@ -1,4 +1,5 @@
 """The configuration: what the files hold, what is accepted, what is refused and with which words."""
+
 import dataclasses
 import json
 import pickle
@@ -18,11 +19,22 @@ from tests.helpers import REPO_ROOT, SHARED
 PUBLISHED = SHARED / "config-defaults.json"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_file(), reason=f"the published defaults are not at {PUBLISHED}")
 OWN_KEYS = {
-    "frozen_stages": 1, "norm_eval": True, "stem_pool_pad": "same", "seed": 1, "milestones": [8, 11],
-    "grad_clip_norm": 1.0, "test_nms_candidates": 2000, "log_interval": 1, "keep_old_run": False,
-    "onnx_precision": "float32", "calibration_images": 64, "ignore_unknown": False,
+    "frozen_stages": 1,
+    "norm_eval": True,
+    "stem_pool_pad": "same",
+    "seed": 1,
+    "milestones": [8, 11],
+    "grad_clip_norm": 1.0,
+    "test_nms_candidates": 2000,
+    "log_interval": 1,
+    "keep_old_run": False,
+    "onnx_precision": "float32",
+    "calibration_images": 64,
+    "ignore_unknown": False,
     "val_anno_path": "",
-    "skip_bad_images": False, "eval_output_path": "./", "draw_images": 0,
+    "skip_bad_images": False,
+    "eval_output_path": "./",
+    "draw_images": 0,
     "compile_cache_path": "~/.cache/mindspore_faster_rcnn",
 }
 
@@ -30,10 +42,12 @@ OWN_KEYS = {
 @pytest.fixture
 def config_file(tmp_path):
     """Write a configuration file and give its path."""
+
     def write(text, name="own.yaml"):
         path = tmp_path / name
         path.write_text(textwrap.dedent(text), encoding="utf-8")
         return path
+
     return write
 
 
@@ -54,13 +68,21 @@ def as_plain(value):
 
 # ---- shipped files -----------------------------------------------------------------------------------------
 
+
 def documents(name):
     return list(yaml.safe_load_all((REPO_ROOT / name).read_text(encoding="utf-8")))
 
 
 @needs_published
-@pytest.mark.parametrize("name", ["default_config.yaml", "default_config_101.yaml", "default_config_152.yaml",
-                                  "fasterrcnn_facemask_config_cpu.yaml"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "default_config.yaml",
+        "default_config_101.yaml",
+        "default_config_152.yaml",
+        "fasterrcnn_facemask_config_cpu.yaml",
+    ],
+)
 def test_shipped_files_hold_the_published_keys_and_values(name):
     published = json.loads(PUBLISHED.read_text())[name]
     own = OWN_KEYS if name == "default_config.yaml" else {}
@@ -106,14 +128,17 @@ def test_fixed_values_and_tables_fit_the_shipped_file():
     assert set(documents("default_config.yaml")[2]["backbone"]) == set(config_checks.BACKBONE_BLOCKS)
 
 
-@pytest.mark.parametrize("backbone, blocks, base_lr", [
-    ("resnet_v1.5_50", (3, 4, 6, 3), 0.04),
-    ("resnet_v1_50", (3, 4, 6, 3), 0.04),
-    ("resnet_v1_101", (3, 4, 23, 3), 0.02),
-    ("resnet_v1_152", (3, 8, 36, 3), 0.02),
-])
+@pytest.mark.parametrize(
+    "backbone, blocks, base_lr",
+    [
+        ("resnet_v1.5_50", (3, 4, 6, 3), 0.04),
+        ("resnet_v1_50", (3, 4, 6, 3), 0.04),
+        ("resnet_v1_101", (3, 4, 23, 3), 0.02),
+        ("resnet_v1_152", (3, 8, 36, 3), 0.02),
+    ],
+)
 def test_backbone_picks_the_file(backbone, blocks, base_lr, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)     # found below the repository, wherever the program is started
+    monkeypatch.chdir(tmp_path)  # found below the repository, wherever the program is started
     config = load_config([f"--backbone={backbone}"])
     assert (config.backbone, config.resnet_block, config.base_lr) == (backbone, blocks, base_lr)
 
@@ -126,6 +151,7 @@ def test_facemask_example():
 
 
 # ---- derived values ----------------------------------------------------------------------------------------
+
 
 def test_sizes_of_the_default_canvas():
     config = load_config([])
@@ -151,14 +177,17 @@ def test_num_classes_as_a_flag_is_checked():
     assert "num_classes is 4" in message and "81" in message and "coco_classes" in message
 
 
-@pytest.mark.parametrize("flags, expected", [
-    ([], "/disk2/dataset/COCO2017/MindRecord_COCO_TRAIN"),
-    (["--coco_root=/data/coco"], "/data/coco/MindRecord_COCO_TRAIN"),
-    (["--coco_root=/data/coco", "--mindrecord_dir=/fast/records"], "/fast/records"),
-    (["--coco_root=/d", "--mindrecord_dir=/data/MindRecord_COCO_TRAIN"], "/data/MindRecord_COCO_TRAIN"),
-    (["--dataset=other", "--image_dir=/pictures"], "/pictures/MindRecord_COCO_TRAIN"),
-    (["--dataset=other", "--image_dir=/pictures", "--coco_root=/d"], "/d/MindRecord_COCO_TRAIN"),
-])
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ([], "/disk2/dataset/COCO2017/MindRecord_COCO_TRAIN"),
+        (["--coco_root=/data/coco"], "/data/coco/MindRecord_COCO_TRAIN"),
+        (["--coco_root=/data/coco", "--mindrecord_dir=/fast/records"], "/fast/records"),
+        (["--coco_root=/d", "--mindrecord_dir=/data/MindRecord_COCO_TRAIN"], "/data/MindRecord_COCO_TRAIN"),
+        (["--dataset=other", "--image_dir=/pictures"], "/pictures/MindRecord_COCO_TRAIN"),
+        (["--dataset=other", "--image_dir=/pictures", "--coco_root=/d"], "/d/MindRecord_COCO_TRAIN"),
+    ],
+)
 def test_mindrecord_dir_follows_the_data_unless_given(flags, expected):
     assert load_config(flags).mindrecord_dir == expected
 
@@ -169,6 +198,7 @@ def test_mindrecord_dir_of_a_users_own_file_counts_as_given(config_file):
 
 
 # ---- the value itself --------------------------------------------------------------------------------------
+
 
 def test_config_is_frozen_hashable_and_picklable():
     config = load_config([])
@@ -207,32 +237,39 @@ def test_config_error_is_a_users_mistake():
 
 # ---- command line ------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("flag, key, value", [
-    ("--base_lr=0.02", "base_lr", 0.02),
-    ("--weight_decay=1e-4", "weight_decay", 1e-4),
-    ("--loss_scale=1", "loss_scale", 1.0),
-    ("--batch_size=4", "batch_size", 4),
-    ("--frozen_stages=-1", "frozen_stages", -1),
-    ("--finetune=True", "finetune", True),
-    ("--finetune=true", "finetune", True),
-    ("--keep_ratio=False", "keep_ratio", False),
-    ("--keep_ratio=false", "keep_ratio", False),
-    ("--prefix=", "prefix", ""),
-    ("--val_data_type=2017", "val_data_type", "2017"),
-    ("--coco_root=/a b/c=d", "coco_root", "/a b/c=d"),
-    ("--milestones=[3, 5]", "milestones", (3, 5)),
-    ("--milestones=(3,5)", "milestones", (3, 5)),
-    ("--milestones=[]", "milestones", ()),
-    ("--rcnn_target_stds=[1, 1, 2, 2]", "rcnn_target_stds", (1.0, 1.0, 2.0, 2.0)),
-    ("--roi_layer={'type': 'RoIAlign', 'out_size': 14, 'sample_num': 2}", "roi_layer",
-     {"type": "RoIAlign", "out_size": 14, "sample_num": 2}),
-    ("--distribute=True", "run_distribute", True),
-    ("--checkpoint=a.ckpt", "checkpoint_path", "a.ckpt"),
-])
+
+@pytest.mark.parametrize(
+    "flag, key, value",
+    [
+        ("--base_lr=0.02", "base_lr", 0.02),
+        ("--weight_decay=1e-4", "weight_decay", 1e-4),
+        ("--loss_scale=1", "loss_scale", 1.0),
+        ("--batch_size=4", "batch_size", 4),
+        ("--frozen_stages=-1", "frozen_stages", -1),
+        ("--finetune=True", "finetune", True),
+        ("--finetune=true", "finetune", True),
+        ("--keep_ratio=False", "keep_ratio", False),
+        ("--keep_ratio=false", "keep_ratio", False),
+        ("--prefix=", "prefix", ""),
+        ("--val_data_type=2017", "val_data_type", "2017"),
+        ("--coco_root=/a b/c=d", "coco_root", "/a b/c=d"),
+        ("--milestones=[3, 5]", "milestones", (3, 5)),
+        ("--milestones=(3,5)", "milestones", (3, 5)),
+        ("--milestones=[]", "milestones", ()),
+        ("--rcnn_target_stds=[1, 1, 2, 2]", "rcnn_target_stds", (1.0, 1.0, 2.0, 2.0)),
+        (
+            "--roi_layer={'type': 'RoIAlign', 'out_size': 14, 'sample_num': 2}",
+            "roi_layer",
+            {"type": "RoIAlign", "out_size": 14, "sample_num": 2},
+        ),
+        ("--distribute=True", "run_distribute", True),
+        ("--checkpoint=a.ckpt", "checkpoint_path", "a.ckpt"),
+    ],
+)
 def test_flags(flag, key, value):
     config = load_config([flag])
     assert getattr(config, key) == value
-    assert isinstance(getattr(config, key), bool) == isinstance(value, bool)    # 1 == True
+    assert isinstance(getattr(config, key), bool) == isinstance(value, bool)  # 1 == True
     assert config.command_line == {key}
 
 
@@ -256,8 +293,14 @@ def test_argv_none_is_the_programs_command_line(monkeypatch):
 
 def test_import_ignores_the_command_line_and_leaves_mindspore_alone():
     code = "import sys, src.model_utils.config, src.model_utils.device_adapter; print('mindspore' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code, "--nope", "--config_path=missing.yaml"], cwd=REPO_ROOT,
-                           capture_output=True, text=True, check=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "--nope", "--config_path=missing.yaml"],
+        cwd=REPO_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert (ended.stdout.strip(), ended.stderr) == ("False", "")
 
 
@@ -279,17 +322,20 @@ def test_loading_prints_nothing(capsys):
     assert captured.out == captured.err == ""
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--bse_lr=1"], ["unknown flag --bse_lr", "base_lr"]),
-    (["--checkpont", "a.ckpt"], ["unknown flag --checkpont", "Did you mean checkpoint"]),
-    (["--zzzqqq=1"], ["unknown flag --zzzqqq"]),
-    (["--base_l=1"], ["unknown flag --base_l"]),            # no abbreviations
-    (["stray"], ["unexpected argument 'stray'"]),
-    (["--base_lr"], ["--base_lr", "expected one argument"]),
-    (["--base_lr=1", "--base_lr=2"], ["--base_lr", "twice"]),
-    (["--distribute=True", "--run_distribute=False"], ["--run_distribute", "twice"]),
-    (["--num_bboxes=245520"], ["num_bboxes", "derived"]),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--bse_lr=1"], ["unknown flag --bse_lr", "base_lr"]),
+        (["--checkpont", "a.ckpt"], ["unknown flag --checkpont", "Did you mean checkpoint"]),
+        (["--zzzqqq=1"], ["unknown flag --zzzqqq"]),
+        (["--base_l=1"], ["unknown flag --base_l"]),  # no abbreviations
+        (["stray"], ["unexpected argument 'stray'"]),
+        (["--base_lr"], ["--base_lr", "expected one argument"]),
+        (["--base_lr=1", "--base_lr=2"], ["--base_lr", "twice"]),
+        (["--distribute=True", "--run_distribute=False"], ["--run_distribute", "twice"]),
+        (["--num_bboxes=245520"], ["num_bboxes", "derived"]),
+    ],
+)
 def test_refused_flags(argv, words):
     message = load_error(*argv)
     assert all(word in message for word in words), message
@@ -297,46 +343,53 @@ def test_refused_flags(argv, words):
 
 # ---- types -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("flag, words", [
-    ("--base_lr=fast", ["'fast'", "a number"]),
-    ("--base_lr=nan", ["'nan'", "a number"]),
-    ("--base_lr=inf", ["'inf'", "a number"]),
-    ("--batch_size=2.0", ["'2.0'", "a whole number"]),
-    ("--batch_size=True", ["'True'", "a whole number"]),
-    ("--batch_size=" + "9" * 5000, ["999", "a whole number"]),      # longer than Python converts
-    ("--finetune=yes", ["'yes'", "True or False"]),
-    ("--finetune=1", ["'1'", "True or False"]),
-    ("--finetune=TRUE", ["'TRUE'", "True or False"]),
-    ("--milestones=8", ["8", "a list of whole numbers"]),
-    ("--milestones=[8, 11.5]", ["11.5", "a list of whole numbers"]),
-    ("--anchor_scales=['a']", ["'a'", "a list of numbers"]),
-    ("--coco_classes=background,cat", ["'background,cat'", "['background', 'cat']"]),
-    ("--coco_classes=['background'", ["a list of texts"]),
-    ("--coco_classes=['background', 1]", ["a list of texts"]),
-    ("--roi_layer={type: RoIAlign}", ["mapping with the keys type, out_size, sample_num"]),
-    ("--roi_layer={type: RoIAlign, out_size: big, sample_num: 2}", ["roi_layer.out_size", "a whole number"]),
-])
+
+@pytest.mark.parametrize(
+    "flag, words",
+    [
+        ("--base_lr=fast", ["'fast'", "a number"]),
+        ("--base_lr=nan", ["'nan'", "a number"]),
+        ("--base_lr=inf", ["'inf'", "a number"]),
+        ("--batch_size=2.0", ["'2.0'", "a whole number"]),
+        ("--batch_size=True", ["'True'", "a whole number"]),
+        ("--batch_size=" + "9" * 5000, ["999", "a whole number"]),  # longer than Python converts
+        ("--finetune=yes", ["'yes'", "True or False"]),
+        ("--finetune=1", ["'1'", "True or False"]),
+        ("--finetune=TRUE", ["'TRUE'", "True or False"]),
+        ("--milestones=8", ["8", "a list of whole numbers"]),
+        ("--milestones=[8, 11.5]", ["11.5", "a list of whole numbers"]),
+        ("--anchor_scales=['a']", ["'a'", "a list of numbers"]),
+        ("--coco_classes=background,cat", ["'background,cat'", "['background', 'cat']"]),
+        ("--coco_classes=['background'", ["a list of texts"]),
+        ("--coco_classes=['background', 1]", ["a list of texts"]),
+        ("--roi_layer={type: RoIAlign}", ["mapping with the keys type, out_size, sample_num"]),
+        ("--roi_layer={type: RoIAlign, out_size: big, sample_num: 2}", ["roi_layer.out_size", "a whole number"]),
+    ],
+)
 def test_wrong_types_as_flags(flag, words):
     message = load_error(flag)
     assert flag.split("=")[0] in message and "command line" in message
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("line, words", [
-    ("base_lr: fast", ["base_lr is 'fast'", "a number"]),
-    ("base_lr: True", ["base_lr is True", "a number"]),
-    ("base_lr: .nan", ["base_lr is nan", "a number"]),
-    ("base_lr: [0.1]", ["base_lr is [0.1]", "a number"]),
-    ("base_lr:", ["base_lr is None", "a number"]),
-    ("epoch_size: '3'", ["epoch_size is '3'", "a whole number"]),
-    ("epoch_size: 3.0", ["epoch_size is 3.0", "a whole number"]),
-    ("keep_ratio: 'True'", ["keep_ratio is 'True'", "True or False"]),
-    ("keep_ratio: yes", ["keep_ratio is 'yes'", "True or False"]),
-    ("keep_ratio: 1", ["keep_ratio is 1", "True or False"]),
-    ("val_data_type: 2017", ["val_data_type is 2017", "a text"]),
-    ("coco_classes: [background, 1]", ["coco_classes is ['background', 1]", "a list of texts"]),
-    ("rcnn_target_stds: 0.1", ["rcnn_target_stds is 0.1", "a list of numbers"]),
-])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("base_lr: fast", ["base_lr is 'fast'", "a number"]),
+        ("base_lr: True", ["base_lr is True", "a number"]),
+        ("base_lr: .nan", ["base_lr is nan", "a number"]),
+        ("base_lr: [0.1]", ["base_lr is [0.1]", "a number"]),
+        ("base_lr:", ["base_lr is None", "a number"]),
+        ("epoch_size: '3'", ["epoch_size is '3'", "a whole number"]),
+        ("epoch_size: 3.0", ["epoch_size is 3.0", "a whole number"]),
+        ("keep_ratio: 'True'", ["keep_ratio is 'True'", "True or False"]),
+        ("keep_ratio: yes", ["keep_ratio is 'yes'", "True or False"]),
+        ("keep_ratio: 1", ["keep_ratio is 1", "True or False"]),
+        ("val_data_type: 2017", ["val_data_type is 2017", "a text"]),
+        ("coco_classes: [background, 1]", ["coco_classes is ['background', 1]", "a list of texts"]),
+        ("rcnn_target_stds: 0.1", ["rcnn_target_stds is 0.1", "a list of numbers"]),
+    ],
+)
 def test_wrong_types_in_a_file(config_file, line, words):
     path = config_file(line + "\n")
     message = load_error(f"--config_path={path}")
@@ -345,7 +398,7 @@ def test_wrong_types_in_a_file(config_file, line, words):
 
 
 def test_exponent_without_a_point_is_a_number(config_file):
-    assert yaml.safe_load("1e-4") == "1e-4"         # the reason: YAML 1.1 takes it for a text
+    assert yaml.safe_load("1e-4") == "1e-4"  # the reason: YAML 1.1 takes it for a text
     path = config_file("weight_decay: 1e-4\nrcnn_target_stds: [1e-1, 0.1, 2e-1, 0.2]\n")
     config = load_config([f"--config_path={path}"])
     assert config.weight_decay == 1e-4
@@ -359,66 +412,70 @@ def test_a_class_may_be_called_no(config_file):
 
 # ---- values ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("flag, words", [
-    ("--img_width=800", ["800", "multiple of 64", "768 and 832"]),
-    ("--img_height=10", ["multiple of 64", "are 64."]),
-    ("--img_height=0", ["greater than 0"]),
-    ("--img_width=-64", ["greater than 0"]),
-    ("--epoch_size=-1", ["greater than 0"]),
-    ("--epoch_size=0", ["greater than 0"]),
-    ("--batch_size=0", ["greater than 0"]),
-    ("--base_lr=-0.1", ["greater than 0"]),
-    ("--interval=0", ["greater than 0"]),
-    ("--keep_checkpoint_max=0", ["greater than 0"]),
-    ("--save_checkpoint_epochs=0", ["greater than 0"]),
-    ("--loss_scale=0", ["greater than 0"]),
-    ("--warmup_step=-1", ["0 or more"]),
-    ("--weight_decay=-0.1", ["0 or more"]),
-    ("--device_id=-1", ["0 or more"]),
-    ("--momentum=1", ["from 0 up to"]),
-    ("--flip_ratio=1.5", ["from 0 to 1"]),
-    ("--expand_ratio=-0.5", ["from 0 to 1"]),
-    ("--test_score_thr=2", ["from 0 to 1"]),
-    ("--rpn_nms_thr=-1", ["from 0 to 1"]),
-    ("--frozen_stages=5", ["-1"]),
-    ("--seed=-1", ["from 0"]),
-    ("--anchor_scales=[]", ["at least one value"]),
-    ("--anchor_ratios=[0.5, 0, 2]", ["greater than 0"]),
-    ("--anchor_ratios=[0.5, -1, 2]", ["greater than 0"]),
-    ("--anchor_ratios=[1]", ["num_anchors is 3", "expected 1"]),
-    ("--num_anchors=4", ["expected 3"]),
-    ("--anchor_strides=[4, 8, 16, 32]", ["[4, 8, 16, 32, 64]"]),
-    ("--anchor_strides=[]", ["[4, 8, 16, 32, 64]"]),
-    ("--fpn_num_outs=6", ["anchor_strides", "[4, 8, 16, 32, 64, 128]"]),
-    ("--fpn_num_outs=3", ["at least 4"]),
-    ("--roi_align_featmap_strides=[8, 16]", ["first values of anchor_strides"]),
-    ("--rcnn_target_stds=[0.1, 0.2]", ["four values"]),
-    ("--rcnn_target_stds=[0.1, 0.1, 0, 0.2]", ["greater than 0"]),
-    ("--rcnn_target_means=[]", ["four values"]),
-    ("--resnet_block=[1, 1, 1, 1]", ["[3, 4, 6, 3]", "resnet_v1.5_50"]),
-    ("--resnet_in_channels=[64, 64, 64, 64]", ["[64, 256, 512, 1024]"]),
-    ("--fpn_in_channels=[1, 2, 3, 4]", ["resnet_out_channels"]),
-    ("--rpn_in_channels=128", ["fpn_out_channels, 256"]),
-    ("--roi_align_out_channels=128", ["fpn_out_channels, 256"]),
-    ("--rcnn_in_channels=128", ["fpn_out_channels, 256"]),
-    ("--num_bboxes_stage2=1000", ["rpn_proposal_max_num, 2000"]),
-    ("--roi_sample_num=512", ["expected 640"]),
-    ("--neg_iou_thr=0.8", ["pos_iou_thr"]),
-    ("--neg_iou_thr_stage2=0.8", ["pos_iou_thr_stage2"]),
-    ("--num_expected_pos=300", ["num_expected_neg"]),
-    ("--test_max_per_img=3000", ["test_nms_candidates"]),
-    ("--roi_layer={type: RoIPool, out_size: 7, sample_num: 2}", ["RoIAlign"]),
-    ("--roi_layer={type: RoIAlign, out_size: 0, sample_num: 2}", ["out_size greater than 0"]),
-    ("--coco_classes=['cat','dog']", ["background"]),
-    ("--coco_classes=['background']", ["at least one class"]),
-    ("--coco_classes=['background','cat','cat']", ["repeated: cat"]),
-    ("--coco_classes=['background',' ']", ["not empty"]),
-    ("--instance_set=annotations/{name}.json", ["one {}"]),
-    ("--instance_set=annotations/{}{}.json", ["one {}"]),
-    ("--instance_set=annotations/{.json", ["one {}"]),
-    ("--milestones=[11, 8]", ["above the one before"]),
-    ("--milestones=[0, 8]", ["greater than 0"]),
-])
+
+@pytest.mark.parametrize(
+    "flag, words",
+    [
+        ("--img_width=800", ["800", "multiple of 64", "768 and 832"]),
+        ("--img_height=10", ["multiple of 64", "are 64."]),
+        ("--img_height=0", ["greater than 0"]),
+        ("--img_width=-64", ["greater than 0"]),
+        ("--epoch_size=-1", ["greater than 0"]),
+        ("--epoch_size=0", ["greater than 0"]),
+        ("--batch_size=0", ["greater than 0"]),
+        ("--base_lr=-0.1", ["greater than 0"]),
+        ("--interval=0", ["greater than 0"]),
+        ("--keep_checkpoint_max=0", ["greater than 0"]),
+        ("--save_checkpoint_epochs=0", ["greater than 0"]),
+        ("--loss_scale=0", ["greater than 0"]),
+        ("--warmup_step=-1", ["0 or more"]),
+        ("--weight_decay=-0.1", ["0 or more"]),
+        ("--device_id=-1", ["0 or more"]),
+        ("--momentum=1", ["from 0 up to"]),
+        ("--flip_ratio=1.5", ["from 0 to 1"]),
+        ("--expand_ratio=-0.5", ["from 0 to 1"]),
+        ("--test_score_thr=2", ["from 0 to 1"]),
+        ("--rpn_nms_thr=-1", ["from 0 to 1"]),
+        ("--frozen_stages=5", ["-1"]),
+        ("--seed=-1", ["from 0"]),
+        ("--anchor_scales=[]", ["at least one value"]),
+        ("--anchor_ratios=[0.5, 0, 2]", ["greater than 0"]),
+        ("--anchor_ratios=[0.5, -1, 2]", ["greater than 0"]),
+        ("--anchor_ratios=[1]", ["num_anchors is 3", "expected 1"]),
+        ("--num_anchors=4", ["expected 3"]),
+        ("--anchor_strides=[4, 8, 16, 32]", ["[4, 8, 16, 32, 64]"]),
+        ("--anchor_strides=[]", ["[4, 8, 16, 32, 64]"]),
+        ("--fpn_num_outs=6", ["anchor_strides", "[4, 8, 16, 32, 64, 128]"]),
+        ("--fpn_num_outs=3", ["at least 4"]),
+        ("--roi_align_featmap_strides=[8, 16]", ["first values of anchor_strides"]),
+        ("--rcnn_target_stds=[0.1, 0.2]", ["four values"]),
+        ("--rcnn_target_stds=[0.1, 0.1, 0, 0.2]", ["greater than 0"]),
+        ("--rcnn_target_means=[]", ["four values"]),
+        ("--resnet_block=[1, 1, 1, 1]", ["[3, 4, 6, 3]", "resnet_v1.5_50"]),
+        ("--resnet_in_channels=[64, 64, 64, 64]", ["[64, 256, 512, 1024]"]),
+        ("--fpn_in_channels=[1, 2, 3, 4]", ["resnet_out_channels"]),
+        ("--rpn_in_channels=128", ["fpn_out_channels, 256"]),
+        ("--roi_align_out_channels=128", ["fpn_out_channels, 256"]),
+        ("--rcnn_in_channels=128", ["fpn_out_channels, 256"]),
+        ("--num_bboxes_stage2=1000", ["rpn_proposal_max_num, 2000"]),
+        ("--roi_sample_num=512", ["expected 640"]),
+        ("--neg_iou_thr=0.8", ["pos_iou_thr"]),
+        ("--neg_iou_thr_stage2=0.8", ["pos_iou_thr_stage2"]),
+        ("--num_expected_pos=300", ["num_expected_neg"]),
+        ("--test_max_per_img=3000", ["test_nms_candidates"]),
+        ("--roi_layer={type: RoIPool, out_size: 7, sample_num: 2}", ["RoIAlign"]),
+        ("--roi_layer={type: RoIAlign, out_size: 0, sample_num: 2}", ["out_size greater than 0"]),
+        ("--coco_classes=['cat','dog']", ["background"]),
+        ("--coco_classes=['background']", ["at least one class"]),
+        ("--coco_classes=['background','cat','cat']", ["repeated: cat"]),
+        ("--coco_classes=['background',' ']", ["not empty"]),
+        ("--instance_set=annotations/{name}.json", ["one {}"]),
+        ("--instance_set=annotations/{}{}.json", ["one {}"]),
+        ("--instance_set=annotations/{.json", ["one {}"]),
+        ("--milestones=[11, 8]", ["above the one before"]),
+        ("--milestones=[0, 8]", ["greater than 0"]),
+    ],
+)
 def test_refused_values(flag, words):
     message = load_error(flag)
     key = flag[2:].split("=")[0]
@@ -426,15 +483,18 @@ def test_refused_values(flag, words):
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("flag, words", [
-    ("--lr_type=cosine", ["dynamic", "multistep"]),
-    ("--opt_type=SGD", ["sgd", "adam"]),
-    ("--dataset=voc", ["coco", "other"]),
-    ("--device_target=gpu", ["Ascend", "GPU", "CPU"]),
-    ("--file_format=MINDRI", ["Did you mean MINDIR"]),
-    ("--stem_pool_pad=valid", ["same", "symmetric"]),
-    ("--backbone=resnet_v1.5_5", ["Did you mean resnet_v1.5_50"]),
-])
+@pytest.mark.parametrize(
+    "flag, words",
+    [
+        ("--lr_type=cosine", ["dynamic", "multistep"]),
+        ("--opt_type=SGD", ["sgd", "adam"]),
+        ("--dataset=voc", ["coco", "other"]),
+        ("--device_target=gpu", ["Ascend", "GPU", "CPU"]),
+        ("--file_format=MINDRI", ["Did you mean MINDIR"]),
+        ("--stem_pool_pad=valid", ["same", "symmetric"]),
+        ("--backbone=resnet_v1.5_5", ["Did you mean resnet_v1.5_50"]),
+    ],
+)
 def test_refused_choices(flag, words):
     message = load_error(flag)
     assert all(word in message for word in [flag.split("=")[1], "expected one of", *words]), message
@@ -446,8 +506,9 @@ def test_a_users_file_may_narrow_the_choices(config_file):
     assert "expected one of 1, 2" in load_error(f"--config_path={path}", "--batch_size=4")
 
 
-@pytest.mark.parametrize("lr_type, epoch_size, refused", [
-    ("multistep", 12, False), ("multistep", 11, True), ("dynamic", 1, False)])
+@pytest.mark.parametrize(
+    "lr_type, epoch_size, refused", [("multistep", 12, False), ("multistep", 11, True), ("dynamic", 1, False)]
+)
 def test_milestones_beyond_the_end(lr_type, epoch_size, refused):
     argv = [f"--lr_type={lr_type}", f"--epoch_size={epoch_size}"]
     if refused:
@@ -456,12 +517,24 @@ def test_milestones_beyond_the_end(lr_type, epoch_size, refused):
         assert load_config(argv).milestones == (8, 11)
 
 
-@pytest.mark.parametrize("flag", [
-    "--prefix=my", "--rpn_cls_out_channels=2", "--rpn_head_use_sigmoid=False", "--rpn_head_weight=2",
-    "--activate_num_classes=3", "--use_sigmoid_cls=False", "--rcnn_num_layers=3",
-    "--rpn_proposal_nms_across_levels=True", "--rpn_nms_across_levels=True", "--rpn_proposal_min_bbox_size=2",
-    "--rpn_min_bbox_min_size=2", "--sgd_step=[3, 5]", "--sgd_momentum=0.8",
-])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--prefix=my",
+        "--rpn_cls_out_channels=2",
+        "--rpn_head_use_sigmoid=False",
+        "--rpn_head_weight=2",
+        "--activate_num_classes=3",
+        "--use_sigmoid_cls=False",
+        "--rcnn_num_layers=3",
+        "--rpn_proposal_nms_across_levels=True",
+        "--rpn_nms_across_levels=True",
+        "--rpn_proposal_min_bbox_size=2",
+        "--rpn_min_bbox_min_size=2",
+        "--sgd_step=[3, 5]",
+        "--sgd_momentum=0.8",
+    ],
+)
 def test_keys_without_effect_are_accepted_at_their_default_only(flag):
     key = flag[2:].split("=")[0]
     default = as_plain(getattr(load_config([]), key))
@@ -481,24 +554,41 @@ def test_a_run_of_one_process_takes_no_other_place(config_file, key, value, only
         assert getattr(load_config([several, f"--{key}={value}"]), key) == value
 
 
-@pytest.mark.parametrize("key, decider", [
-    ("rpn_proposal_nms_post", "rpn_proposal_max_num"), ("rpn_nms_post", "rpn_max_num"),
-    ("num_expected_total_stage2", "num_expected_neg_stage2")])
+@pytest.mark.parametrize(
+    "key, decider",
+    [
+        ("rpn_proposal_nms_post", "rpn_proposal_max_num"),
+        ("rpn_nms_post", "rpn_max_num"),
+        ("num_expected_total_stage2", "num_expected_neg_stage2"),
+    ],
+)
 def test_keys_that_may_only_repeat_another(key, decider):
-    equations = {"rpn_proposal_max_num": ["--num_bboxes_stage2=300"], "rpn_max_num": [],
-                 "num_expected_neg_stage2": ["--roi_sample_num=428"]}[decider]
+    equations = {
+        "rpn_proposal_max_num": ["--num_bboxes_stage2=300"],
+        "rpn_max_num": [],
+        "num_expected_neg_stage2": ["--roi_sample_num=428"],
+    }[decider]
     assert decider in load_error(f"--{key}=300")
     changed = [f"--{decider}=300", *equations]
     assert getattr(load_config(changed), decider) == 300
     assert getattr(load_config([*changed, f"--{key}=300"]), key) == 300
 
 
-@pytest.mark.parametrize("flags", [
-    ["--test_max_per_img=50"], ["--grad_clip=True", "--grad_clip_norm=5"], ["--rank_id=0"], ["--warmup_step=0"],
-    ["--rpn_target_stds=[0.5, 0.5, 1, 1]"], ["--warmup_ratio=1"], ["--img_width=640", "--img_height=640"],
-    ["--anchor_ratios=[1]", "--num_anchors=1"], ["--anchor_scales=[4, 8]", "--num_anchors=6"],
-    ["--fpn_num_outs=4", "--anchor_strides=[4, 8, 16, 32]"],
-])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--test_max_per_img=50"],
+        ["--grad_clip=True", "--grad_clip_norm=5"],
+        ["--rank_id=0"],
+        ["--warmup_step=0"],
+        ["--rpn_target_stds=[0.5, 0.5, 1, 1]"],
+        ["--warmup_ratio=1"],
+        ["--img_width=640", "--img_height=640"],
+        ["--anchor_ratios=[1]", "--num_anchors=1"],
+        ["--anchor_scales=[4, 8]", "--num_anchors=6"],
+        ["--fpn_num_outs=4", "--anchor_strides=[4, 8, 16, 32]"],
+    ],
+)
 def test_accepted_values(flags):
     assert load_config(flags).command_line == {flag[2:].split("=")[0] for flag in flags}
 
@@ -511,13 +601,15 @@ def test_a_sixth_level_needs_a_canvas_of_its_stride():
 
 # ---- files -------------------------------------------------------------------------------------------------
 
+
 def test_a_users_file_needs_only_what_it_changes(config_file):
     path = config_file("batch_size: 1\n")
     config = load_config([f"--config_path={path}"])
     assert config.batch_size == 1
     assert config.file_keys == {"batch_size"}
     assert dataclasses.replace(config, batch_size=2, config_path="", file_keys=frozenset()) == dataclasses.replace(
-        load_config([]), config_path="")
+        load_config([]), config_path=""
+    )
 
 
 def test_a_users_file_is_read_on_top_of_its_backbones_file(config_file):
@@ -549,7 +641,7 @@ def test_relative_paths_go_from_the_current_folder_then_the_repository(config_fi
 def test_default_config_50_is_a_name_of_the_first_file(config_file):
     assert load_config(["--config_path=default_config_50.yaml"]).resnet_block == (3, 4, 6, 3)
     assert load_config([f"--config_path={REPO_ROOT}/default_config_50.yaml"]).resnet_block == (3, 4, 6, 3)
-    path = config_file("base_lr: 0.7\n", "default_config_50.yaml")      # unless there is a file of that name
+    path = config_file("base_lr: 0.7\n", "default_config_50.yaml")  # unless there is a file of that name
     assert load_config([f"--config_path={path}"]).base_lr == 0.7
 
 
@@ -560,11 +652,14 @@ def test_aliases_in_a_file_win_over_the_key(config_file):
     assert config.checkpoint_path == "a.ckpt"
 
 
-@pytest.mark.parametrize("file, backbone, right_file", [
-    ("default_config.yaml", "resnet_v1_101", "default_config_101.yaml"),
-    ("default_config_101.yaml", "resnet_v1_152", "default_config_152.yaml"),
-    ("default_config_152.yaml", "resnet_v1.5_50", "default_config.yaml"),
-])
+@pytest.mark.parametrize(
+    "file, backbone, right_file",
+    [
+        ("default_config.yaml", "resnet_v1_101", "default_config_101.yaml"),
+        ("default_config_101.yaml", "resnet_v1_152", "default_config_152.yaml"),
+        ("default_config_152.yaml", "resnet_v1.5_50", "default_config.yaml"),
+    ],
+)
 def test_file_and_backbone_of_different_depth(file, backbone, right_file):
     message = load_error(f"--config_path={file}", f"--backbone={backbone}")
     assert backbone in message and file in message and f"--config_path={right_file}" in message
@@ -582,27 +677,30 @@ def test_file_with_the_blocks_of_another_backbone(config_file):
     assert load_config([f"--config_path={path}", "--backbone=resnet_v1_101"]).resnet_block == (3, 4, 23, 3)
 
 
-@pytest.mark.parametrize("text, words", [
-    ("", ["empty"]),
-    ("# only a comment\n", ["empty"]),
-    ("{}\n", ["empty"]),
-    ("- base_lr\n- 0.1\n", ["first YAML document", "mapping"]),
-    ("just words\n", ["first YAML document", "mapping"]),
-    ("1: 2\n", ["first YAML document", "mapping"]),
-    ("bse_lr: 0.1\n", ["unknown key bse_lr", "Did you mean base_lr"]),
-    ("base_lr: 0.1\nbatch_size: 2\nbase_lr: 0.2\n", ["line 3", "base_lr is given twice"]),
-    ("roi_layer: {type: RoIAlign, out_size: 7, out_size: 8, sample_num: 2}\n", ["out_size is given twice"]),
-    ("base_lr: 0.1\n---\nbatch_size: 4\n", ["second YAML document", "batch_size is 4"]),
-    ("base_lr: 0.1\n---\n- a\n", ["second YAML document", "mapping"]),
-    ("base_lr: 0.1\n---\n---\nlr_type: dynamic\n", ["third YAML document", "lr_type is 'dynamic'"]),
-    ("base_lr: 0.1\n---\n---\n---\n{}\n", ["4 YAML documents"]),
-    ("base_lr: [1\n", ["line"]),
-    ("base_lr:\t0.1\n\tbatch_size: 2\n", ["line"]),
-    ("train_data_type: 2017-99-99\n", ["not valid YAML"]),
-    ("[a]: 1\n", ["line 1"]),
-    ("coco_root: !!python/name:os.system\n", ["line 1", "python/name"]),
-    ("coco_root: !!python/object/apply:os.getcwd []\n", ["line 1", "python/object"]),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", ["empty"]),
+        ("# only a comment\n", ["empty"]),
+        ("{}\n", ["empty"]),
+        ("- base_lr\n- 0.1\n", ["first YAML document", "mapping"]),
+        ("just words\n", ["first YAML document", "mapping"]),
+        ("1: 2\n", ["first YAML document", "mapping"]),
+        ("bse_lr: 0.1\n", ["unknown key bse_lr", "Did you mean base_lr"]),
+        ("base_lr: 0.1\nbatch_size: 2\nbase_lr: 0.2\n", ["line 3", "base_lr is given twice"]),
+        ("roi_layer: {type: RoIAlign, out_size: 7, out_size: 8, sample_num: 2}\n", ["out_size is given twice"]),
+        ("base_lr: 0.1\n---\nbatch_size: 4\n", ["second YAML document", "batch_size is 4"]),
+        ("base_lr: 0.1\n---\n- a\n", ["second YAML document", "mapping"]),
+        ("base_lr: 0.1\n---\n---\nlr_type: dynamic\n", ["third YAML document", "lr_type is 'dynamic'"]),
+        ("base_lr: 0.1\n---\n---\n---\n{}\n", ["4 YAML documents"]),
+        ("base_lr: [1\n", ["line"]),
+        ("base_lr:\t0.1\n\tbatch_size: 2\n", ["line"]),
+        ("train_data_type: 2017-99-99\n", ["not valid YAML"]),
+        ("[a]: 1\n", ["line 1"]),
+        ("coco_root: !!python/name:os.system\n", ["line 1", "python/name"]),
+        ("coco_root: !!python/object/apply:os.getcwd []\n", ["line 1", "python/object"]),
+    ],
+)
 def test_unusable_files(config_file, text, words):
     path = config_file(text)
     message = load_error(f"--config_path={path}")
@@ -624,11 +722,14 @@ def test_python_tags_on_the_command_line_build_nothing():
     assert "a list of texts" in load_error("--coco_classes=!!python/object/apply:os.getcwd []")
 
 
-@pytest.mark.parametrize("text, refused", [
-    ("num_bboxes: 245520\nfeature_shapes: [[192, 320], [96, 160], [48, 80], [24, 40], [12, 20]]\n", False),
-    ("num_bboxes: 1000\n", True),
-    ("feature_shapes: [[192, 320]]\n", True),
-])
+@pytest.mark.parametrize(
+    "text, refused",
+    [
+        ("num_bboxes: 245520\nfeature_shapes: [[192, 320], [96, 160], [48, 80], [24, 40], [12, 20]]\n", False),
+        ("num_bboxes: 1000\n", True),
+        ("feature_shapes: [[192, 320]]\n", True),
+    ],
+)
 def test_derived_keys_of_older_files_must_agree(config_file, text, refused):
     path = config_file(text)
     if refused:
@@ -645,6 +746,7 @@ def test_a_damaged_default_file_names_the_keys_it_lacks(tmp_path, monkeypatch):
 
 
 # ---- description for the log -------------------------------------------------------------------------------
+
 
 def test_describe_names_the_file_and_what_differs():
     lines = describe(load_config(["--backbone=resnet_v1_101", "--batch_size=2", "--coco_root=/d"]))

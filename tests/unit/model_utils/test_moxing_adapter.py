@@ -1,4 +1,5 @@
 """ModelArts: files in, files out, against a small moxing package whose object store is a folder."""
+
 import fcntl
 import json
 import logging
@@ -62,16 +63,22 @@ def store(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "packages")
     monkeypatch.delitem(sys.modules, "moxing", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)          # ask the environment again
+    monkeypatch.setattr(tempfile, "tempdir", None)  # ask the environment again
     monkeypatch.chdir(tmp_path)
     yield folder
     sys.modules.pop("moxing", None)
 
 
 def flags_of(tmp_path, **changes):
-    flags = {"enable_modelarts": True, "data_url": "s3://data", "checkpoint_url": "s3://weights",
-             "train_url": "s3://results", "data_path": tmp_path / "in", "load_path": tmp_path / "load",
-             "output_path": tmp_path / "out"} | changes
+    flags = {
+        "enable_modelarts": True,
+        "data_url": "s3://data",
+        "checkpoint_url": "s3://weights",
+        "train_url": "s3://results",
+        "data_path": tmp_path / "in",
+        "load_path": tmp_path / "load",
+        "output_path": tmp_path / "out",
+    } | changes
     return [f"--{name}={value}" for name, value in flags.items()]
 
 
@@ -87,7 +94,7 @@ def test_data_in_results_out(store, tmp_path):
     with job(config_of(tmp_path)):
         assert (tmp_path / "in" / "a.txt").read_text() == "data"
         assert (tmp_path / "load" / "a.ckpt").read_text() == "weights"
-        with open("loss_0.log", "w") as log:         # noqa: PTH123 - a relative name lands in output_path
+        with open("loss_0.log", "w") as log:  # noqa: PTH123 - a relative name lands in output_path
             log.write("losses")
         assert not (store / "results").exists()
     assert (tmp_path / "out" / "loss_0.log").read_text() == "losses"
@@ -96,7 +103,7 @@ def test_data_in_results_out(store, tmp_path):
 
 def test_without_modelarts_nothing_happens(store, tmp_path):
     with job(config_of(tmp_path, enable_modelarts=False)):
-        assert os.getcwd() == str(tmp_path)         # noqa: PTH109
+        assert os.getcwd() == str(tmp_path)  # noqa: PTH109
     assert not (store / "copies").exists()
     assert not (tmp_path / "in").exists()
 
@@ -122,22 +129,32 @@ def test_results_of_a_failed_run_go_out(store, tmp_path):
 
 
 def test_failing_copies_are_reported(store, tmp_path, caplog):
-    for key, value in (("data_url", "s3://forbidden"), ("checkpoint_url", "s3://forbidden"),
-                       ("train_url", "s3://forbidden")):
-        with pytest.raises(UserError, match="s3://forbidden.*: no permission"), \
-                job(config_of(tmp_path, **{key: value})):
+    for key, value in (
+        ("data_url", "s3://forbidden"),
+        ("checkpoint_url", "s3://forbidden"),
+        ("train_url", "s3://forbidden"),
+    ):
+        with (
+            pytest.raises(UserError, match="s3://forbidden.*: no permission"),
+            job(config_of(tmp_path, **{key: value})),
+        ):
             pass
     # The run's own error is the one that counts.
     caplog.clear()
-    with caplog.at_level(logging.ERROR), pytest.raises(UserError, match="own error"), \
-            job(config_of(tmp_path, train_url="s3://forbidden")):
+    with (
+        caplog.at_level(logging.ERROR),
+        pytest.raises(UserError, match="own error"),
+        job(config_of(tmp_path, train_url="s3://forbidden")),
+    ):
         raise UserError("own error")
     assert "s3://forbidden: no permission" in caplog.text
 
 
 def test_nothing_arrives(store, tmp_path):
-    with pytest.raises(UserError, match="s3://none is empty or does not exist"), \
-            job(config_of(tmp_path, data_url="s3://none")):
+    with (
+        pytest.raises(UserError, match="s3://none is empty or does not exist"),
+        job(config_of(tmp_path, data_url="s3://none")),
+    ):
         pass
 
 
@@ -148,20 +165,31 @@ def test_without_moxing(tmp_path):
 
 def test_folder_that_cannot_be_made(store, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="choose another with data_path"), \
-            job(config_of(tmp_path, data_path=tmp_path / "file" / "in")):
+    with (
+        pytest.raises(UserError, match="choose another with data_path"),
+        job(config_of(tmp_path, data_path=tmp_path / "file" / "in")),
+    ):
         pass
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
 
+
 def test_relative_paths_that_are_read_are_those_of_the_start(store, tmp_path, monkeypatch):
     """The published code never changes its folder. Results land in output_path, whatever they are called."""
-    read = {"coco_root": "in/coco", "image_dir": "./images", "anno_path": "val.json", "pre_trained": "a.ckpt",
-            "checkpoint": "./faster_rcnn/b.ckpt", "ckpt_file": "../c.ckpt", "result_path": "results",
-            "val_anno_path": "/absolute/val.txt", "mindrecord_dir": "records"}
+    read = {
+        "coco_root": "in/coco",
+        "image_dir": "./images",
+        "anno_path": "val.json",
+        "pre_trained": "a.ckpt",
+        "checkpoint": "./faster_rcnn/b.ckpt",
+        "ckpt_file": "../c.ckpt",
+        "result_path": "results",
+        "val_anno_path": "/absolute/val.txt",
+        "mindrecord_dir": "records",
+    }
     with job(config_of(tmp_path, **read, save_checkpoint_path="checkpoints", file_name="model")) as config:
-        assert os.getcwd() == str(tmp_path / "out")             # noqa: PTH109
+        assert os.getcwd() == str(tmp_path / "out")  # noqa: PTH109
         found = {key: getattr(config, {"checkpoint": "checkpoint_path"}.get(key, key)) for key in read}
         assert found == {key: str(tmp_path / path) for key, path in read.items()}
         assert (config.save_checkpoint_path, config.file_name) == ("checkpoints", "model")
@@ -195,6 +223,7 @@ def test_files_that_other_programs_read(store, tmp_path, monkeypatch):
 
 # --- results of earlier runs ------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def earlier(store):
     """What an earlier run has left where this one's results will go."""
@@ -206,8 +235,11 @@ def earlier(store):
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*")
-            if path.is_file() and path.name != moxing_adapter.RESULTS_MARKER_NAME}
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != moxing_adapter.RESULTS_MARKER_NAME
+    }
 
 
 def test_a_run_sees_earlier_results(earlier, tmp_path):
@@ -218,7 +250,7 @@ def test_a_run_sees_earlier_results(earlier, tmp_path):
         (tmp_path / "out" / "ckpt_0" / "new.ckpt").write_text("new weights")
     assert contents(earlier) == before | {"loss_0.log": "old losses, new losses", "ckpt_0/new.ckpt": "new weights"}
     assert not list(earlier.glob(".*"))
-    assert contents(tmp_path / "out") == contents(earlier)       # and nothing else is left there
+    assert contents(tmp_path / "out") == contents(earlier)  # and nothing else is left there
 
 
 def test_what_came_does_not_go_out_again(earlier, tmp_path):
@@ -226,8 +258,11 @@ def test_what_came_does_not_go_out_again(earlier, tmp_path):
     with job(config_of(tmp_path)):
         (earlier / "loss_8.log").write_text("new losses of rank 8")
         (tmp_path / "out" / "loss_0.log").write_text("new losses")
-    assert contents(earlier) == {"ckpt_0/old.ckpt": "old weights", "loss_0.log": "new losses",
-                                 "loss_8.log": "new losses of rank 8"}
+    assert contents(earlier) == {
+        "ckpt_0/old.ckpt": "old weights",
+        "loss_0.log": "new losses",
+        "loss_8.log": "new losses of rank 8",
+    }
 
 
 def test_a_refused_run_puts_nothing_out(store, earlier, tmp_path):
@@ -252,6 +287,7 @@ def test_there_need_be_no_earlier_results(store, tmp_path, monkeypatch, has_exis
     import moxing
 
     if not has_exists:
+
         def copy(source, target):
             if source == "s3://results" and not (store / "results").exists():
                 raise FileNotFoundError(source)
@@ -270,8 +306,10 @@ def test_there_need_be_no_earlier_results(store, tmp_path, monkeypatch, has_exis
 
 def test_earlier_results_that_cannot_be_had_stop_the_run(store, tmp_path):
     (store / "forbidden").mkdir()
-    with pytest.raises(UserError, match=r"s3://forbidden \(train_url\) could not be copied to .*: no permission"), \
-            job(config_of(tmp_path, train_url="s3://forbidden")):
+    with (
+        pytest.raises(UserError, match=r"s3://forbidden \(train_url\) could not be copied to .*: no permission"),
+        job(config_of(tmp_path, train_url="s3://forbidden")),
+    ):
         raise AssertionError("must not begin")
 
 
@@ -301,30 +339,44 @@ def test_file_systems_without_links(earlier, tmp_path, monkeypatch):
 
 # --- several processes ------------------------------------------------------------------------------------------------
 
+
 def test_one_process_of_a_host_copies(store, tmp_path):
     """Four processes at once; four copies in all: data, checkpoints and earlier results in, results out."""
     (store / "results").mkdir()
     (store / "results" / "loss_0.log").write_text("old")
-    program = ("import os, sys\nfrom src.model_utils.config import load_config\n"
-               "from src.model_utils.device_adapter import job\n"
-               "with job(load_config(sys.argv[1:])):\n    print(open(sys.argv[1][12:] + '/a.txt').read())\n"
-               "    assert open('loss_0.log').read() == 'old'\n"
-               "    open(f'loss_{os.environ[\"RANK_ID\"]}.txt', 'w')")
+    program = (
+        "import os, sys\nfrom src.model_utils.config import load_config\n"
+        "from src.model_utils.device_adapter import job\n"
+        "with job(load_config(sys.argv[1:])):\n    print(open(sys.argv[1][12:] + '/a.txt').read())\n"
+        "    assert open('loss_0.log').read() == 'old'\n"
+        "    open(f'loss_{os.environ[\"RANK_ID\"]}.txt', 'w')"
+    )
     flags = flags_of(tmp_path)
     flags.sort(key=lambda flag: not flag.startswith("--data_path="))
-    processes = [subprocess.Popen([sys.executable, "-c", program, *flags], stdout=subprocess.PIPE, text=True,
-                                  env=os.environ | {"DEVICE_ID": str(rank), "RANK_ID": str(rank), "RANK_SIZE": "4"})
-                 for rank in range(4)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *flags],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"DEVICE_ID": str(rank), "RANK_ID": str(rank), "RANK_SIZE": "4"},
+        )
+        for rank in range(4)
+    ]
     assert [process.communicate(timeout=60)[0] for process in processes] == ["data\n"] * 4
     assert [process.returncode for process in processes] == [0] * 4
     *came, (source, target) = copies(store)
-    assert sorted(came) == [["s3://data", f"{tmp_path}/in"], ["s3://results", f"{tmp_path}/out"],
-                            ["s3://weights", f"{tmp_path}/load"]]
+    assert sorted(came) == [
+        ["s3://data", f"{tmp_path}/in"],
+        ["s3://results", f"{tmp_path}/out"],
+        ["s3://weights", f"{tmp_path}/load"],
+    ]
     assert source.startswith(f"{tmp_path}/out/") and target == "s3://results"
 
 
-@pytest.mark.parametrize("device_id, rank_id, rank_size, takes", [
-    (0, 0, 1, True), (3, 0, 1, True), (0, 0, 8, True), (1, 1, 8, False), (0, 8, 16, True), (7, 15, 16, False)])
+@pytest.mark.parametrize(
+    "device_id, rank_id, rank_size, takes",
+    [(0, 0, 1, True), (3, 0, 1, True), (0, 0, 8, True), (1, 1, 8, False), (0, 8, 16, True), (7, 15, 16, False)],
+)
 def test_who_takes_results_out(store, tmp_path, device_id, rank_id, rank_size, takes):
     with moxing_adapter.synchronised(config_of(tmp_path), ProcessEnvironment(device_id, rank_id, rank_size, "job-1")):
         pass
@@ -350,6 +402,7 @@ def test_broken_off_copy_is_made_again(store, tmp_path):
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------
+
 
 def test_archives_are_unpacked(store, tmp_path):
     with zipfile.ZipFile(store / "data" / "coco.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -410,31 +463,51 @@ def test_archive_larger_than_the_disk(tmp_path, monkeypatch):
 
 # --- an entry script --------------------------------------------------------------------------------------------------
 
+
 def test_entry_script_on_modelarts(store, tmp_path):
     """postprocess.py scores two pictures whose annotations and result files come from the store, and its figures go
     there; stopped or not, with the exit code of the run."""
     boxes = [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [10, 20, 30, 40], "area": 1200, "iscrowd": 0}]
-    (store / "data" / "val.json").write_text(json.dumps(
-        {"images": [{"id": 7, "file_name": "a.jpg", "width": 100, "height": 100}], "annotations": boxes,
-         "categories": [{"id": 1, "name": "cell"}]}))
+    (store / "data" / "val.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": 7, "file_name": "a.jpg", "width": 100, "height": 100}],
+                "annotations": boxes,
+                "categories": [{"id": 1, "name": "cell"}],
+            }
+        )
+    )
     (store / "data" / "results").mkdir()
-    for number, array in enumerate((np.array([[10, 20, 40, 60, 0.9]], np.float32), np.zeros((1, 1), np.int32),
-                                    np.ones((1, 1), bool))):
+    for number, array in enumerate(
+        (np.array([[10, 20, 40, 60, 0.9]], np.float32), np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
+    ):
         array.tofile(store / "data" / "results" / f"a_{number}.bin")
     done = subprocess.run(
-        [sys.executable, REPO_ROOT / "postprocess.py", *flags_of(tmp_path), "--anno_path=in/val.json",
-         "--result_path=in/results", "--coco_classes=['background','cell']"],
-        capture_output=True, text=True, timeout=100, check=False)
+        [
+            sys.executable,
+            REPO_ROOT / "postprocess.py",
+            *flags_of(tmp_path),
+            "--anno_path=in/val.json",
+            "--result_path=in/results",
+            "--coco_classes=['background','cell']",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((store / "results" / "metrics.json").read_text())["AP"] == pytest.approx(1.0)
     assert "copying s3://data to" in done.stdout
 
 
 def test_stopped_job_takes_its_results_out(store, tmp_path):
-    program = ("import sys, time\nfrom src.model_utils.config import load_config\n"
-               "from src.model_utils.device_adapter import job\n"
-               "with job(load_config(sys.argv[1:])):\n    open('loss_0.log', 'w').write('so far')\n"
-               "    print('running', flush=True)\n    time.sleep(60)")
+    program = (
+        "import sys, time\nfrom src.model_utils.config import load_config\n"
+        "from src.model_utils.device_adapter import job\n"
+        "with job(load_config(sys.argv[1:])):\n    open('loss_0.log', 'w').write('so far')\n"
+        "    print('running', flush=True)\n    time.sleep(60)"
+    )
     process = subprocess.Popen([sys.executable, "-c", program, *flags_of(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "running\n"
     process.terminate()
