@@ -5,7 +5,7 @@
 
 `checkpoint_path` may also be a MINDIR or ONNX file of export.py. Classes that the file notes go before those of a
 configuration file. Writes results.bbox.json and metrics.json to `eval_output_path`, and with `draw_images` so many
-pictures with their detections to `eval_output_path`/detections.
+images with their detections to `eval_output_path`/detections.
 """
 
 import logging

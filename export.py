@@ -3,7 +3,7 @@
     python export.py --ckpt_file=faster_rcnn.ckpt --file_format=ONNX --file_name=faster_rcnn
 
 MINDIR and AIR files hold the operators of `device_target`, an ONNX file is the same for every device. MINDIR and AIR
-files take batches of `test_batch_size`, ONNX files any number of pictures. The file is loaded again and compared with
+files take batches of `test_batch_size`, ONNX files any number of images. The file is loaded again and compared with
 the network before it takes its name.
 """
 

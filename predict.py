@@ -1,4 +1,4 @@
-"""Detect objects in pictures or videos: drawn copies, and every detection in a JSON or CSV file.
+"""Detect objects in images or videos: drawn copies, and every detection in a JSON or CSV file.
 
 python predict.py --model=faster_rcnn.ckpt --input=photos --score_thr=0.5
 python predict.py --model=faster_rcnn.onnx --input='photos/**/*.jpg' --results=csv
@@ -34,7 +34,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
         required=True,
         action="append",
         metavar="WHAT",
-        help="A picture; a video, told by its suffix; a folder, of which all pictures are taken but "
+        help="An image; a video, told by its suffix; a folder, of which all images are taken but "
         "not those of folders in it, nor videos; or a pattern in quotes, such as "
         "'photos/**/*.jpg', of which all files are taken.",
     )
@@ -63,7 +63,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
         "--picture_format",
         choices=("jpg", "png"),
         default="jpg",
-        help="The format of drawn pictures; videos become MP4 without sound. (default: %(default)s)",
+        help="The format of drawn images; videos become MP4 without sound. (default: %(default)s)",
     )
     arguments, flags = parser.parse_known_args(argv)
     if len(arguments.input) > 1:
@@ -80,15 +80,15 @@ def _score(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Detect as the command line says; returns the exit code 0 when at least one picture could be read."""
+    """Detect as the command line says; returns the exit code 0 when at least one image could be read."""
     prepare_process()  # before anything imports MindSpore
     arguments, flags = parse_arguments(argv)
     from src.files import check_writable
+    from src.image_sources import find_inputs, output_paths
     from src.model_file import load_model
     from src.model_utils.config import load_config
     from src.model_utils.config_checks import check_model_flags
     from src.model_utils.device_adapter import job
-    from src.picture_sources import find_inputs, output_paths
     from src.prediction import Predictor
     from src.runtime import init_device, with_available_device
 

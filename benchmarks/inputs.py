@@ -10,7 +10,7 @@ NUM_BOXES = 10
 
 
 def training_batch(height: int, width: int, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pictures of noise (B, 3, H, W), boxes (B, 10, 4) xyxy in pixels, and labels (B, 10) from 1 to 3."""
+    """Images of noise (B, 3, H, W), boxes (B, 10, 4) xyxy in pixels, and labels (B, 10) from 1 to 3."""
     rng = np.random.default_rng(0)
     image = rng.normal(size=(batch_size, 3, height, width)).astype(np.float32)
     low = rng.uniform(0, 0.7, (batch_size, NUM_BOXES, 2)) * (width, height)
@@ -36,11 +36,11 @@ def pooled_gradient(num_rois: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(num_rois, 256, 7, 7)).astype(np.float32)
 
 
-def some_pictures(coco_root: str, num_pictures: int, folder: Path) -> tuple[list[str], Path]:
-    """Names of the classes, and in ``folder`` a data set in COCO layout of the first pictures of another's training."""
+def some_images(coco_root: str, num_images: int, folder: Path) -> tuple[list[str], Path]:
+    """Names of the classes, and in ``folder`` a data set in COCO layout of the first images of another's training."""
     root, annotations = folder / "coco", Path("annotations", "instances_train2017.json")
     content = json.loads(Path(coco_root, annotations).read_text(encoding="utf-8"))
-    content["images"] = content["images"][:num_pictures]
+    content["images"] = content["images"][:num_images]
     numbers = {image["id"] for image in content["images"]}
     content["annotations"] = [box for box in content["annotations"] if box["image_id"] in numbers]
     (root / annotations.parent).mkdir(parents=True)

@@ -15,7 +15,7 @@ def describe(path: str) -> dict:
 
 
 def inference(path: str, num_threads: int):
-    """Detections of one picture of noise by ONNX Runtime."""
+    """Detections of one image of noise by ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

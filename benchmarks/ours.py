@@ -21,7 +21,7 @@ from benchmarks.inputs import (  # noqa: E402
     NUM_BOXES,
     pooled_gradient,
     pyramid,
-    some_pictures,
+    some_images,
     training_batch,
 )
 from src.model_utils.config import load_config  # noqa: E402
@@ -66,7 +66,7 @@ def graph_compile(height: int, width: int, batch_size: int, num_classes: int, nu
 
 
 def first_training_step(height: int, width: int, keep_graph: bool, num_threads: int):
-    """``python train.py`` on generated pictures: from the start of the process to the end of its first step."""
+    """``python train.py`` on generated images: from the start of the process to the end of its first step."""
     folder = tempfile.TemporaryDirectory()
     data, program = Path(folder.name, "data"), str(Path("train.py").absolute())
     subprocess.run(
@@ -142,7 +142,7 @@ def _step_and_batch(height: int, width: int, batch_size: int, num_classes: int):
 
 
 def inference(height: int, width: int, num_classes: int, num_threads: int):
-    """Detections of one picture by MindSpore."""
+    """Detections of one image by MindSpore."""
     from src.FasterRcnn import build_detector
 
     detector = build_detector(configuration(height, width, num_classes))
@@ -153,7 +153,7 @@ def inference(height: int, width: int, num_classes: int, num_threads: int):
 
 
 def roi_align(height: int, width: int, num_rois: int, backward: bool, native: bool, num_threads: int):
-    """RoIAlign of a pyramid of one picture, perhaps with the gradient of the features for one of the pooled RoIs."""
+    """RoIAlign of a pyramid of one image, perhaps with the gradient of the features for one of the pooled RoIs."""
     from src.FasterRcnn.roi_align import SingleRoIExtractor
 
     pool = SingleRoIExtractor(7, 2, LEVEL_STRIDES, 56, native=native)
@@ -211,13 +211,13 @@ def convolution(winograd: bool, num_threads: int):
     return lambda: network(image).asnumpy(), {"gflop": 2e-9 * 9 * 256 * 256 * 192 * 320}
 
 
-def training_pictures(coco_root: str, height: int, width: int, num_pictures: int, num_threads: int):
-    """Pictures and boxes from record files to batches for training, everything on one core."""
+def training_images(coco_root: str, height: int, width: int, num_images: int, num_threads: int):
+    """Images and boxes from record files to batches for training, everything on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from src.dataset import create_train_dataset, ensure_mindrecord
 
     folder = tempfile.TemporaryDirectory()
-    names, root = some_pictures(coco_root, num_pictures, Path(folder.name))
+    names, root = some_images(coco_root, num_images, Path(folder.name))
     config = load_config(
         [
             "--device_target=CPU",
@@ -237,36 +237,36 @@ def training_pictures(coco_root: str, height: int, width: int, num_pictures: int
             pass
 
     run.folder = folder
-    return run, {"pictures": dataset.get_dataset_size()}
+    return run, {"images": dataset.get_dataset_size()}
 
 
-def evaluation_pictures(folder: str, height: int, width: int, num_pictures: int, num_threads: int):
-    """Decode, resize, normalise: pictures of a folder on one core."""
+def evaluation_images(folder: str, height: int, width: int, num_images: int, num_threads: int):
+    """Decode, resize, normalise: images of a folder on one core."""
     import cv2
 
     from src.transforms import Canvas, decode_rgb, evaluation_input
 
     cv2.setNumThreads(0)
-    paths, canvas = sorted(Path(folder).glob("*.jpg"))[:num_pictures], Canvas(width, height, True)
+    paths, canvas = sorted(Path(folder).glob("*.jpg"))[:num_images], Canvas(width, height, True)
 
     def run():
         for path in paths:
             evaluation_input(decode_rgb(np.fromfile(path, np.uint8)), canvas)
 
-    return run, {"pictures": len(paths)}
+    return run, {"images": len(paths)}
 
 
-def coco_scoring(num_pictures: int, num_detections: int, num_threads: int):
-    """Twelve COCO figures of generated detections: 80 classes, 7 ground truths per picture."""
+def coco_scoring(num_images: int, num_detections: int, num_threads: int):
+    """Twelve COCO figures of generated detections: 80 classes, 7 ground truths per image."""
     from src.util import CocoEvaluator
 
     rng = np.random.default_rng(0)
     truth = {
-        "images": [{"id": number, "height": 480, "width": 640} for number in range(num_pictures)],
+        "images": [{"id": number, "height": 480, "width": 640} for number in range(num_images)],
         "categories": [{"id": number, "name": str(number)} for number in range(1, 81)],
         "annotations": [],
     }
-    for number in range(7 * num_pictures):
+    for number in range(7 * num_images):
         x, y, w, h = *rng.uniform(0, 300, 2), *rng.uniform(10, 150, 2)
         truth["annotations"].append(
             {
@@ -278,14 +278,14 @@ def coco_scoring(num_pictures: int, num_detections: int, num_threads: int):
                 "iscrowd": 0,
             }
         )
-    low = rng.uniform(0, 300, (num_pictures, num_detections, 2))
+    low = rng.uniform(0, 300, (num_images, num_detections, 2))
     boxes = np.concatenate((low, low + rng.uniform(10, 150, low.shape), rng.uniform(size=(*low.shape[:2], 1))), axis=2)
     labels = rng.integers(0, 80, (*boxes.shape[:2], 1))
     mask = np.ones(labels.shape, bool)
 
     def run():
         evaluator = CocoEvaluator(truth, list(range(1, 81)), "generated")
-        evaluator.add(range(num_pictures), boxes, labels, mask)
+        evaluator.add(range(num_images), boxes, labels, mask)
         evaluator.summarize(None)
 
     return run, {}

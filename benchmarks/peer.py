@@ -72,7 +72,7 @@ def _step(model, optimizer, batch):
 def first_training_step(height: int, width: int, num_threads: int):
     """A new process from its start to the end of one training step of all layers: imports, model, step.
 
-    Unlike ours it reads no pictures and no records; they take some tenths of a second.
+    Unlike ours it reads no images and no records; they take some tenths of a second.
     """
     code = f"from benchmarks.peer import one_step; one_step({height}, {width}, 2, 4, {num_threads})"
 
@@ -90,7 +90,7 @@ def one_step(height: int, width: int, batch_size: int, num_classes: int, num_thr
 
 
 def inference(height: int, width: int, num_classes: int, num_threads: int):
-    """Detections of one picture, 1000 proposals."""
+    """Detections of one image, 1000 proposals."""
     torch.set_num_threads(num_threads)
     model = _detector(height, width, num_classes, rpn_pre_nms_top_n_test=1000, rpn_post_nms_top_n_test=1000).eval()
     image = torch.from_numpy(np.random.default_rng(0).normal(size=(3, height, width)).astype(np.float32))
@@ -105,7 +105,7 @@ def inference(height: int, width: int, num_classes: int, num_threads: int):
 
 
 def roi_align(height: int, width: int, num_rois: int, backward: bool, num_threads: int):
-    """RoIAlign of a pyramid of one picture, every RoI on its own level."""
+    """RoIAlign of a pyramid of one image, every RoI on its own level."""
     torch.set_num_threads(num_threads)
     arrays, rois = pyramid(height, width, num_rois)
     levels = {str(index): torch.from_numpy(level) for index, level in enumerate(arrays)}
@@ -141,7 +141,7 @@ def convolution(num_threads: int):
     return run, {"gflop": 2e-9 * 9 * 256 * 256 * 192 * 320}
 
 
-def _picture_transform(height: int, width: int) -> GeneralizedRCNNTransform:
+def _image_transform(height: int, width: int) -> GeneralizedRCNNTransform:
     """Resizing and normalising as its detector does, on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
@@ -151,17 +151,17 @@ def _picture_transform(height: int, width: int) -> GeneralizedRCNNTransform:
 
 
 def _decoded(path: Path) -> torch.Tensor:
-    with Image.open(path) as picture:
-        return convert_image_dtype(pil_to_tensor(picture.convert("RGB")), torch.float32)
+    with Image.open(path) as image:
+        return convert_image_dtype(pil_to_tensor(image.convert("RGB")), torch.float32)
 
 
-def training_pictures(coco_root: str, height: int, width: int, num_pictures: int, num_threads: int):
-    """Decode by Pillow, flip half of the pictures, resize and normalise, with their boxes, on one core."""
-    transform = _picture_transform(height, width).train()
+def training_images(coco_root: str, height: int, width: int, num_images: int, num_threads: int):
+    """Decode by Pillow, flip half of the images, resize and normalise, with their boxes, on one core."""
+    transform = _image_transform(height, width).train()
     root = Path(coco_root)
     content = json.loads((root / "annotations" / "instances_train2017.json").read_text(encoding="utf-8"))
     samples = []
-    for image in content["images"][:num_pictures]:
+    for image in content["images"][:num_images]:
         boxes = [box["bbox"] for box in content["annotations"] if box["image_id"] == image["id"]]
         boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -175,16 +175,16 @@ def training_pictures(coco_root: str, height: int, width: int, num_pictures: int
                 boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [2, 0]]
             transform([image], [{"boxes": boxes}])
 
-    return run, {"pictures": len(samples)}
+    return run, {"images": len(samples)}
 
 
-def evaluation_pictures(folder: str, height: int, width: int, num_pictures: int, num_threads: int):
-    """Decode by Pillow, to float, resize and normalise: pictures of a folder on one core."""
-    transform = _picture_transform(height, width).eval()
-    paths = sorted(Path(folder).glob("*.jpg"))[:num_pictures]
+def evaluation_images(folder: str, height: int, width: int, num_images: int, num_threads: int):
+    """Decode by Pillow, to float, resize and normalise: images of a folder on one core."""
+    transform = _image_transform(height, width).eval()
+    paths = sorted(Path(folder).glob("*.jpg"))[:num_images]
 
     def run():
         for path in paths:
             transform([_decoded(path)])
 
-    return run, {"pictures": len(paths)}
+    return run, {"images": len(paths)}

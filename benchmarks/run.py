@@ -20,19 +20,10 @@ from pathlib import Path
 from harness import Contender, compare
 from onnx_file import describe
 
-GROUPS = (
-    "matrix_product",
-    "convolution",
-    "roi_align",
-    "train_step",
-    "start_up",
-    "inference",
-    "pictures",
-    "coco_scoring",
-)
+GROUPS = ("matrix_product", "convolution", "roi_align", "train_step", "start_up", "inference", "images", "coco_scoring")
 SIZES = ((768, 1280), (256, 320))
 MATRIX_SIDE = 4096
-NUM_PICTURES = 40
+NUM_IMAGES = 40
 
 
 def comparisons(peer: str, coco_root: str, onnx_files: Sequence[str]) -> Iterator[tuple[str, str, list[Contender]]]:
@@ -41,11 +32,11 @@ def comparisons(peer: str, coco_root: str, onnx_files: Sequence[str]) -> Iterato
     yield from _training(peer)
     yield from _inference(peer, onnx_files)
     if coco_root:
-        yield from _pictures(peer, coco_root)
+        yield from _images(peer, coco_root)
     yield (
         "coco_scoring",
-        "COCO scoring, 5000 pictures x 100 detections",
-        [_ours("coco_scoring", num_pictures=5000, num_detections=100)],
+        "COCO scoring, 5000 images x 100 detections",
+        [_ours("coco_scoring", num_images=5000, num_detections=100)],
     )
 
 
@@ -111,11 +102,11 @@ def _training(peer: str) -> Iterator[tuple[str, str, list[Contender]]]:
 
 def _inference(peer: str, onnx_files: Sequence[str]) -> Iterator[tuple[str, str, list[Contender]]]:
     for num_classes in (4, 81):
-        picture = {"height": 768, "width": 1280, "num_classes": num_classes}
+        image = {"height": 768, "width": 1280, "num_classes": num_classes}
         yield (
             "inference",
             f"inference 768x1280, {num_classes} classes",
-            [_ours("inference", **picture), _peer(peer, "inference", **picture)],
+            [_ours("inference", **image), _peer(peer, "inference", **image)],
         )
     for path in onnx_files:
         about = describe(path)
@@ -132,15 +123,15 @@ def _inference(peer: str, onnx_files: Sequence[str]) -> Iterator[tuple[str, str,
         )
 
 
-def _pictures(peer: str, coco_root: str) -> Iterator[tuple[str, str, list[Contender]]]:
-    size = {"height": 768, "width": 1280, "num_pictures": NUM_PICTURES}
+def _images(peer: str, coco_root: str) -> Iterator[tuple[str, str, list[Contender]]]:
+    size = {"height": 768, "width": 1280, "num_images": NUM_IMAGES}
     for function, title, where in (
-        ("training_pictures", "training", {"coco_root": coco_root}),
-        ("evaluation_pictures", "evaluation", {"folder": f"{coco_root}/val2017"}),
+        ("training_images", "training", {"coco_root": coco_root}),
+        ("evaluation_images", "evaluation", {"folder": f"{coco_root}/val2017"}),
     ):
         yield (
-            "pictures",
-            f"{NUM_PICTURES} pictures for {title}, one core",
+            "images",
+            f"{NUM_IMAGES} images for {title}, one core",
             [_ours(function, **where, **size), _peer(peer, function, **where, **size)],
         )
 
@@ -199,7 +190,7 @@ def main() -> int:
     """Measure, print the table as it grows, and write it with all figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer_python", required=True, help="A Python that has torch and torchvision.")
-    parser.add_argument("--coco_root", default="", help="JPEG pictures in COCO layout, for the data pipeline.")
+    parser.add_argument("--coco_root", default="", help="JPEG images in COCO layout, for the data pipeline.")
     parser.add_argument(
         "--onnx",
         action="append",

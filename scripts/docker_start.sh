@@ -18,7 +18,7 @@ done
 
 user=$(id -u)
 group=$(id -g)
-# Pipelines pass pictures between processes in shared memory, of which a container has little of its own.
+# Pipelines pass images between processes in shared memory, of which a container has little of its own.
 options=(--rm --interactive --ipc=host --user="$user:$group" --env=HOME=/tmp --env=RUN_ROOT="$model_dir"
   --volume="$data_dir:$data_dir" --volume="$model_dir:$model_dir" --workdir="$model_dir")
 [[ ! -t 0 ]] || options+=(--tty)

@@ -26,7 +26,7 @@ read_infer_options() {
   done
 }
 
-# infer_and_score MINDIR_PATH DATA_PATH ANNO_PATH DEVICE_TYPE: build, detect in every picture and score, in the current
+# infer_and_score MINDIR_PATH DATA_PATH ANNO_PATH DEVICE_TYPE: build, detect in every image and score, in the current
 # folder, with the flags of read_infer_options.
 infer_and_score() {
   local mindir data annotations device=$4

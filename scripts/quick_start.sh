@@ -13,7 +13,7 @@ run=$REPO_ROOT/quick_start/run
 fresh_folder "$run"
 options=(--config_path="$REPO_ROOT/quick_start_config.yaml" --coco_root="$data" --mindrecord_dir="$run/mindrecord")
 
-say "1/4 Making pictures in $data"
+say "1/4 Making images in $data"
 python -m src.sample_data --output_dir="$data"
 
 say "2/4 Training in $run (a few minutes; the losses are in loss_0.log)"
@@ -29,10 +29,10 @@ python "$REPO_ROOT/eval.py" "${options[@]}" --checkpoint_path="$checkpoint" --dr
 
 say "Done in $(((SECONDS - start) / 60)) min $(((SECONDS - start) % 60)) s"
 cat <<END
-pictures and boxes     $data
+images and boxes     $data
 trained detector       $checkpoint
 losses                 $run/loss_0.log, $run/loss_0.png
 detections, drawn      $run/detections
 the twelve figures     $run/metrics.json (every detection: $run/results.bbox.json)
-Next: your own pictures, see "Train on your own data" in README.md
+Next: your own images, see "Train on your own data" in README.md
 END

@@ -1,13 +1,13 @@
 """Annotation files: COCO JSON and TXT lists, read into one list of `ImageAnnotation`, and checked.
 
-TXT lists hold one picture a line, separated by blanks or tabs: its path below the picture folder, in double
+TXT lists hold one image a line, separated by blanks or tabs: its path below the image folder, in double
 quotes if it has blanks in it, then any number of boxes `xmin,ymin,xmax,ymax,class[,iscrowd]` in pixels, the
 class counted from 1 in the order of `coco_classes` (background is 0 and has no boxes):
 
     first.jpg 10,20,110.5,220,1 5,5,50,50,2,1
-    "my second picture.jpg"
+    "my second image.jpg"
 
-A line without boxes is a picture to learn background from. Empty lines are left out.
+A line without boxes is an image to learn background from. Empty lines are left out.
 """
 
 import logging
@@ -33,12 +33,12 @@ _TXT_LINE = re.compile(r'(?:"(?P<quoted>[^"]+)"|(?P<plain>[^\s"]+))(?:\s+(?P<box
 
 @dataclass(frozen=True)
 class ImageAnnotation:
-    """What the annotation file says of one picture.
+    """What the annotation file says of one image.
 
     Attributes:
         image_id (int): the file's own id; for TXT lists 1, 2, ... in their order.
         file_name (str): as the file writes it.
-        path (Path): where the picture lies.
+        path (Path): where the image lies.
         size (tuple[int, int] | None): (width, height) if the file gives them.
         boxes_xyxy (np.ndarray): (N, 4) float32, as written: neither clipped nor checked for area.
         labels (np.ndarray): (N,) int32, 1..K in the order of the foreground classes.
@@ -58,7 +58,7 @@ class ImageAnnotation:
     box_word: str
 
     def box_name(self, row: int) -> str:
-        """The name of one box in messages: picture and annotation."""
+        """The name of one box in messages: image and annotation."""
         return f"{self.file_name}, {self.box_word} {self.box_ids[row]}"
 
 
@@ -78,7 +78,7 @@ def annotation_file(config: Config, *, training: bool) -> Path:
     if config.dataset == "coco" and config.anno_path and config.val_anno_path:
         raise UserError("anno_path and val_anno_path both name the evaluation file of a COCO data set; give one")
     if config.dataset == "other" and not (config.anno_path or (config.val_anno_path and not training)):
-        raise UserError("dataset 'other' needs anno_path: the TXT file that lists pictures and boxes")
+        raise UserError("dataset 'other' needs anno_path: the TXT file that lists images and boxes")
     if config.val_anno_path and not training:
         keys, path = "val_anno_path", Path(config.val_anno_path)
     elif config.anno_path and (config.dataset == "other" or not training):
@@ -97,7 +97,7 @@ def annotation_file(config: Config, *, training: bool) -> Path:
 
 
 def check_training_lists(config: Config) -> None:
-    """Refuse to evaluate a training on the pictures that it learns from, unless these are named for it.
+    """Refuse to evaluate a training on the images that it learns from, unless these are named for it.
 
     Args:
         config (Config): of a training.
@@ -117,13 +117,13 @@ def check_training_lists(config: Config) -> None:
     if config.dataset == "other" and not config.val_anno_path:
         raise UserError(
             "run_eval needs a list of its own for dataset 'other', because anno_path is what is trained "
-            "on. Give the TXT file of the evaluation pictures, --val_anno_path=val.txt, or leave run_eval "
+            "on. Give the TXT file of the evaluation images, --val_anno_path=val.txt, or leave run_eval "
             "out"
         )
     training, evaluation = (annotation_file(config, training=training) for training in (True, False))
     if training.resolve() == evaluation.resolve():
         LOGGER.warning(
-            "the evaluation during training scores the pictures that are trained on, those of %s: the best "
+            "the evaluation during training scores the images that are trained on, those of %s: the best "
             "checkpoint is then the one that knows them best",
             training,
         )
@@ -134,23 +134,23 @@ def image_folder(config: Config, *, training: bool) -> Path:
     if config.dataset == "other":
         key, folder = "image_dir", Path(config.image_dir)
         if not config.image_dir:
-            raise UserError("dataset 'other' needs image_dir: the folder of the pictures")
+            raise UserError("dataset 'other' needs image_dir: the folder of the images")
     else:
         key = "train_data_type" if training else "val_data_type"
         folder = Path(config.coco_root) / getattr(config, key)
         key = f"coco_root and {key}"
     if not folder.is_dir():
-        raise UserError(f"the picture folder {folder} does not exist; check {key}")
+        raise UserError(f"the image folder {folder} does not exist; check {key}")
     return folder
 
 
 def image_path(config: Config, file_name: str) -> Path:
-    """Where an evaluation picture lies; UserError when its name leads out of the picture folder."""
+    """Where an evaluation image lies; UserError when its name leads out of the image folder."""
     return find_below(image_folder(config, training=False).resolve(), file_name)
 
 
 def find_below(root: Path, file_name: str) -> Path:
-    """`path_below` for a picture: where there is none of this very name, the one whose name looks the same is taken.
+    """`path_below` for an image: where there is none of this very name, the one whose name looks the same is taken.
 
     Windows writes folders with backslashes, and macOS splits accents from their letters (Unicode's form NFD).
 
@@ -199,7 +199,7 @@ def path_below(root: Path, file_name: str) -> Path:
         raise UserError(f"{file_name!r} is no usable file name ({error})") from error
     if root not in path.parents:
         raise UserError(
-            f"{file_name!r} leads to {path}, outside the picture folder {root}; pictures must lie below that folder"
+            f"{file_name!r} leads to {path}, outside the image folder {root}; images must lie below that folder"
         )
     return path
 
@@ -216,7 +216,7 @@ def load_annotations(config: Config, *, training: bool, remarks: list[str] | Non
         remarks (list[str] | None): takes what there is to say about the file; None: it goes to the log.
 
     Returns:
-        list[ImageAnnotation]: one per picture in the file's order, also those without boxes.
+        list[ImageAnnotation]: one per image in the file's order, also those without boxes.
 
     Raises:
         UserError: a file is missing or says something that cannot be; names file, place and what is expected.
@@ -383,7 +383,7 @@ def read_coco(
         if other != annotation.file_name:
             raise UserError(
                 f"{path}: {other!r} and {annotation.file_name!r} (id {annotation.image_id}) are the same "
-                f"file {annotation.path}; every picture may occur once"
+                f"file {annotation.path}; every image may occur once"
             )
     return annotations
 
@@ -531,11 +531,11 @@ def _txt_ground_truth(annotations: list[ImageAnnotation], class_names: Sequence[
 
 
 def box_faults(boxes_xyxy: np.ndarray, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Say which boxes cannot be trained on, and clip the others to the picture.
+    """Say which boxes cannot be trained on, and clip the others to the image.
 
     Args:
         boxes_xyxy (np.ndarray): (N, 4) float32.
-        size (tuple[int, int] | None): (width, height) of the picture; None leaves boxes unclipped.
+        size (tuple[int, int] | None): (width, height) of the image; None leaves boxes unclipped.
 
     Returns:
         tuple[np.ndarray, np.ndarray]: (N,) str, "" for a good box and otherwise what is wrong with it; and the
@@ -545,7 +545,7 @@ def box_faults(boxes_xyxy: np.ndarray, size: tuple[int, int] | None = None) -> t
     limits = np.array([np.inf] * 4 if size is None else size * 2, np.float32)
     clipped = boxes_xyxy if size is None else np.clip(boxes_xyxy, 0, limits)
     faults = np.select(
-        [~finite, ~_has_area(boxes_xyxy), ~_has_area(clipped)], ["not finite", "no area", "outside the picture"], ""
+        [~finite, ~_has_area(boxes_xyxy), ~_has_area(clipped)], ["not finite", "no area", "outside the image"], ""
     )
     return faults, clipped
 

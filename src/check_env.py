@@ -39,7 +39,7 @@ PACKAGES = (
     "tensorboardX",
 )
 GIB = 2**30
-# Measured with ResNet-50: a training step of 2 pictures at 768 x 1280 takes 11.5 GiB, at 256 x 320 about 3.
+# Measured with ResNet-50: a training step of 2 images at 768 x 1280 takes 11.5 GiB, at 256 x 320 about 3.
 MEMORY_FULL, MEMORY_LEAST = 12 * GIB, 3 * GIB
 DISK_LEAST = 2 * GIB  # records, checkpoints of 170 MB each
 # The test convolution: 3x3, 64 to 64 channels, on a map of 96 x 160; and a matrix product to compare its speed with.
@@ -146,7 +146,7 @@ def check_resources(
     yield Finding(
         OK if fits else WARNING,
         f"{free / GIB:.1f} GiB of disk free in {folder.absolute()}",
-        "" if fits else "records take as much as the pictures, a checkpoint 170 MB",
+        "" if fits else "records take as much as the images, a checkpoint 170 MB",
     )
 
 

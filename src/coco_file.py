@@ -74,7 +74,7 @@ def load_coco_file(
             found = f"keys {list(content)[:MAX_LISTED]}" if key not in content else f"{key!r} is not a list"
             raise UserError(f"{path}: {found}; a COCO annotation file has the lists {', '.join(_KEYS)}")
     if not content["images"]:
-        raise UserError(f"{path}: 'images' is empty; expected at least one picture")
+        raise UserError(f"{path}: 'images' is empty; expected at least one image")
     images = _by_id(content["images"], "images", path)
     _check_names(content["images"], "images", "file_name", path)
     category_of = _by_id(content["categories"], "categories", path)

@@ -1,10 +1,10 @@
-"""Pictures and ground truth for the network: record files, and the pipelines that read them.
+"""Images and ground truth for the network: record files, and the pipelines that read them.
 
-The columns are `image, image_shape, box, label, valid_num`, for evaluation also `image_id`. All work on a
-picture happens in Python with OpenCV (`src.transforms`), inside MindSpore's batching: MindSpore's own decoder
+The columns are `image, image_shape, box, label, valid_num`, for evaluation also `image_id`. All work on an
+image happens in Python with OpenCV (`src.transforms`), inside MindSpore's batching: MindSpore's own decoder
 ends the process on damaged files, and only the batching tells a function which epoch it works for.
 
-What is random about a picture (augmentation, choice of boxes) depends on the seed, the epoch and the image id
+What is random about an image (augmentation, choice of boxes) depends on the seed, the epoch and the image id
 alone: not on the number of workers, processes or devices, and not on when training was resumed.
 """
 
@@ -20,7 +20,7 @@ from src.annotations import category_ids, coco_ground_truth, image_path, load_an
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError
 from src.records import ensure_mindrecord, num_workers
-from src.transforms import Canvas, PictureError, decode_rgb, evaluation_input, pad_ground_truth, training_input
+from src.transforms import Canvas, ImageError, decode_rgb, evaluation_input, pad_ground_truth, training_input
 
 __all__ = [
     "category_ids",
@@ -38,7 +38,7 @@ RECORD_COLUMNS = ["image", "image_id", "num_boxes", "box", "label", "crowd"]
 TRAIN_COLUMNS = ["image", "image_shape", "box", "label", "valid_num"]
 EVAL_COLUMNS = [*TRAIN_COLUMNS, "image_id"]
 # Worker threads spend their time in OpenCV, which lets others run; measured, processes are slower than threads
-# at 1 and 2 workers because every picture is copied once more. From here on Python's lock may cost more.
+# at 1 and 2 workers because every image is copied once more. From here on Python's lock may cost more.
 MIN_WORKERS_FOR_PROCESSES = 4
 # Batches kept ready in each queue of the pipeline. At 768 x 1280 a batch of 2 is 24 MB; MindSpore's own 16 were
 # measured to be no faster.
@@ -51,7 +51,7 @@ class Preparation:
 
     Attributes:
         canvas (Canvas): the network's input size.
-        num_gts (int): ground truth rows per picture, G.
+        num_gts (int): ground truth rows per image, G.
         seed (int): of everything random.
     """
 
@@ -72,20 +72,20 @@ class Preparation:
                         batch_info.get_epoch_num(),
                     )
                 )
-            except (PictureError, cv2.error, ValueError) as error:
-                raise RuntimeError(f"the picture with image id {int(number)}: {error}") from error
+            except (ImageError, cv2.error, ValueError) as error:
+                raise RuntimeError(f"the image with image id {int(number)}: {error}") from error
         return tuple(list(column) for column in zip(*rows, strict=True))
 
     def prepare(
         self, data: np.ndarray, image_id: int, ground_truth: Sequence[np.ndarray], epoch: int
     ) -> tuple[np.ndarray, ...]:
-        """One picture: file content (num_bytes,) uint8 and its boxes, labels and crowd flags."""
+        """One image: file content (num_bytes,) uint8 and its boxes, labels and crowd flags."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class TrainPreparation(Preparation):
-    """Augmented pictures.
+    """Augmented images.
 
     Attributes:
         expand_ratio (float): half of it is the probability of expanding.
@@ -111,7 +111,7 @@ class TrainPreparation(Preparation):
 
 @dataclass(frozen=True)
 class EvalPreparation(Preparation):
-    """Pictures as they are; the boxes stay in pixels of the original picture."""
+    """Images as they are; the boxes stay in pixels of the original image."""
 
     def prepare(self, data, image_id, ground_truth, epoch):
         boxes, labels, is_crowd = ground_truth
@@ -142,7 +142,7 @@ def create_train_dataset(
         num_shards (int): processes that share an epoch. All take the same number of steps, so rows left over
             sit out, others each epoch.
         first_epoch (int): number of the first epoch, counted from 0.
-        with_image_id (bool): add the column image_id (B,) int64, to say which pictures were in a batch.
+        with_image_id (bool): add the column image_id (B,) int64, to say which images were in a batch.
 
     Returns:
         Dataset: batches of `batch_size` B, the last partial one dropped: image (B, 3, H, W) float32,
@@ -150,14 +150,14 @@ def create_train_dataset(
         1..K or -1, valid_num (B, G) bool.
 
     Raises:
-        UserError: a process has fewer pictures than a batch needs.
+        UserError: a process has fewer images than a batch needs.
     """
     num_rows = ds.MindDataset(list(record_files), shuffle=False, num_parallel_workers=1).get_dataset_size()
     rows_each = num_rows // num_shards
     if rows_each < config.batch_size:
         raise UserError(
-            f"{num_rows} training pictures on {num_shards} devices are {rows_each} for each, fewer than "
-            f"batch_size {config.batch_size}: an epoch would have 0 steps. Use more pictures or a "
+            f"{num_rows} training images on {num_shards} devices are {rows_each} for each, fewer than "
+            f"batch_size {config.batch_size}: an epoch would have 0 steps. Use more images or a "
             "smaller batch_size"
         )
     # Cutting to rows_each keeps the shards disjoint: MindSpore fills up uneven ones with rows of others.
@@ -181,16 +181,16 @@ def create_train_dataset(
 
 
 def create_eval_dataset(config: Config, record_files: Sequence[str]) -> ds.Dataset:
-    """The evaluation pipeline: every picture once, in the order of the annotation file.
+    """The evaluation pipeline: every image once, in the order of the annotation file.
 
     Args:
         config (Config): sizes, `test_batch_size` and workers.
         record_files (Sequence[str]): from `ensure_mindrecord`.
 
     Returns:
-        Dataset: batches of `test_batch_size` B, the last one smaller if the pictures do not fill it: image
+        Dataset: batches of `test_batch_size` B, the last one smaller if the images do not fill it: image
         (B, 3, H, W) float32, image_shape (B, 4) float32 [h, w, scale_h, scale_w] with the size of the original
-        picture, box (B, G, 4) float32 in its pixels, label (B, G) int32, valid_num (B, G) bool, image_id (B,)
+        image, box (B, G, 4) float32 in its pixels, label (B, G) int32, valid_num (B, G) bool, image_id (B,)
         int64.
     """
     rows = ds.MindDataset(list(record_files), RECORD_COLUMNS, shuffle=False, num_parallel_workers=1)

@@ -1,4 +1,4 @@
-"""Draw labelled boxes on pictures and write pictures."""
+"""Draw labelled boxes on images and write images."""
 
 import colorsys
 import logging
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 
-MIN_LONG_SIDE = 640  # smaller pictures are drawn on an enlarged copy
-_SIDE_FOR_UNIT_SCALE = 900.0  # sqrt(w * h) of a picture whose text has OpenCV's scale 0.6
+MIN_LONG_SIDE = 640  # smaller images are drawn on an enlarged copy
+_SIDE_FOR_UNIT_SCALE = 900.0  # sqrt(w * h) of an image whose text has OpenCV's scale 0.6
 _GOLDEN_RATIO = 0.618033988749895  # hue step: neighbouring classes get far-apart hues
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK, _PAPER, _GT_COLOUR = (16, 16, 16), (255, 255, 255), (255, 255, 255)
@@ -28,7 +28,7 @@ Rect = tuple[int, int, int, int]  # x1, y1, x2, y2 in drawn pixels
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """The RGB colour of a class: the same in every picture and run, bright enough for a dark outline."""
+    """The RGB colour of a class: the same in every image and run, bright enough for a dark outline."""
     hue = (0.02 + label * _GOLDEN_RATIO) % 1.0
     saturation, value = ((0.85, 1.0), (0.6, 1.0), (0.95, 0.8))[label // 8 % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -45,9 +45,9 @@ def draw_detections(
     score_thr: float = 0.5,
     gt_boxes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw detections, each with its class and score, on a copy of a picture.
+    """Draw detections, each with its class and score, on a copy of an image.
 
-    Colours follow the class, line and text size the picture; labels stay inside the picture and avoid each
+    Colours follow the class, line and text size the image; labels stay inside the image and avoid each
     other where there is room. Ground truth is drawn as dashed white boxes below the detections.
 
     Args:
@@ -60,7 +60,7 @@ def draw_detections(
         gt_boxes (np.ndarray | None): (G, 4) x1 y1 x2 y2. Default none.
 
     Returns:
-        np.ndarray: (H', W', 3) uint8 RGB, enlarged by one factor if the picture was small.
+        np.ndarray: (H', W', 3) uint8 RGB, enlarged by one factor if the image was small.
     """
     canvas, factor = _enlarged(image_rgb)
     thickness, font_scale = _sizes(canvas)
@@ -80,7 +80,7 @@ def draw_detections(
 
 
 def write_image(path: str | Path, image_rgb: np.ndarray) -> Path:
-    """Write a picture in the format of the path's suffix, whole or not at all.
+    """Write an image in the format of the path's suffix, whole or not at all.
 
     Args:
         path (str | Path): ends in .jpg, .png or another suffix that OpenCV writes.
@@ -91,8 +91,8 @@ def write_image(path: str | Path, image_rgb: np.ndarray) -> Path:
     """
     path = Path(path)
     options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix.lower() in (".jpg", ".jpeg") else []
-    if not path.suffix or not cv2.haveImageWriter(f"picture{path.suffix}"):
-        raise UserError(f"cannot write {path}: the suffix must name a picture format such as .jpg or .png")
+    if not path.suffix or not cv2.haveImageWriter(f"image{path.suffix}"):
+        raise UserError(f"cannot write {path}: the suffix must name an image format such as .jpg or .png")
     written, data = cv2.imencode(path.suffix, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR), options)
     if not written:
         raise UserError(f"cannot write {path}: {image_rgb.shape} pixels do not fit the format {path.suffix}")
@@ -102,13 +102,13 @@ def write_image(path: str | Path, image_rgb: np.ndarray) -> Path:
 def draw_results(
     evaluator: "CocoEvaluator", read_image: Callable[[dict], np.ndarray], output_dir: str | Path, num_images: int
 ) -> list[Path]:
-    """Draw the detections and the ground truth of the first evaluated pictures into a folder.
+    """Draw the detections and the ground truth of the first evaluated images into a folder.
 
     Args:
         evaluator (CocoEvaluator): holds the detections, after `evaluate`.
-        read_image (Callable): from an entry of the ground truth's `images` to its picture (H, W, 3) RGB.
+        read_image (Callable): from an entry of the ground truth's `images` to its image (H, W, 3) RGB.
         output_dir (str | Path): made if missing; files are called IMAGE_ID_NAME.png.
-        num_images (int): pictures to draw; more than there are draws all.
+        num_images (int): images to draw; more than there are draws all.
 
     Returns:
         list[Path]: the files written.
@@ -134,7 +134,7 @@ def draw_results(
         )
         name = f"{image['id']}_{Path(image['file_name']).stem}.png"
         paths.append(write_image(Path(output_dir) / name, drawn))
-    LOGGER.info("drew %d pictures into %s (dashed white: ground truth)", len(paths), output_dir)
+    LOGGER.info("drew %d images into %s (dashed white: ground truth)", len(paths), output_dir)
     return paths
 
 
@@ -149,7 +149,7 @@ def _enlarged(image_rgb: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _sizes(canvas: np.ndarray) -> tuple[int, float]:
-    """Line width in pixels and OpenCV's font scale for a picture."""
+    """Line width in pixels and OpenCV's font scale for an image."""
     unit = (canvas.shape[0] * canvas.shape[1]) ** 0.5 / _SIDE_FOR_UNIT_SCALE
     return max(2, round(2.5 * unit)), max(0.45, 0.6 * unit)
 

@@ -14,7 +14,7 @@ from src.util import CocoEvaluator, dataset_name, evaluate
 
 
 class Evaluation:
-    """Pictures and ground truth of a configuration.
+    """Images and ground truth of a configuration.
 
     Args:
         config (Config): names the data; its `eval_output_path` takes the results.
@@ -31,9 +31,9 @@ class Evaluation:
         self.ground_truth = coco_ground_truth(config, silent=True)
 
     def score(self, network: nn.Cell | Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]) -> dict[str, float]:
-        """Score a model on every picture; prints the twelve figures, writes `results.bbox.json` and `metrics.json`.
+        """Score a model on every image; prints the twelve figures, writes `results.bbox.json` and `metrics.json`.
 
-        With `draw_images` so many pictures are drawn with their detections into `detections/`.
+        With `draw_images` so many images are drawn with their detections into `detections/`.
 
         Args:
             network (Cell | Callable): see `src.util.evaluate`.

@@ -29,7 +29,7 @@ SAME_PIXELS = 1.0
 SAME_SCORE = 0.02
 # Rounding may swap the last of many equally weak candidates; a wrong graph loses most of them.
 MIN_AGREEMENT = 0.9
-GENERATED, BLACK = "generated picture", "black picture"
+GENERATED, BLACK = "generated image", "black image"
 
 
 def with_export_device(config: Config) -> Config:
@@ -138,7 +138,7 @@ def _notes(config: Config) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How the detections of two models for one picture differ.
+    """How the detections of two models for one image differ.
 
     Attributes:
         num_expected, num_found (int): detections of the first model and of the second.
@@ -164,7 +164,7 @@ def compare_detections(expected: Detections, found: Detections) -> Difference:
     """Pair the detections of two models, each of the first with the nearest unpaired one of its label.
 
     Args:
-        expected, found (Detections): of the same picture.
+        expected, found (Detections): of the same image.
 
     Returns:
         Difference
@@ -186,8 +186,8 @@ def compare_detections(expected: Detections, found: Detections) -> Difference:
     return Difference(len(expected.labels), len(found.labels), num_same, max(boxes), max(scores))
 
 
-def sample_pictures(canvas_height: int, canvas_width: int) -> dict[str, np.ndarray]:
-    """Two pictures (h, w, 3) uint8 to try a model on: coloured shapes on faint noise, and a black one."""
+def sample_images(canvas_height: int, canvas_width: int) -> dict[str, np.ndarray]:
+    """Two images (h, w, 3) uint8 to try a model on: coloured shapes on faint noise, and a black one."""
     rng = np.random.default_rng(0)
     height, width = canvas_height * 3 // 4, canvas_width
     generated = rng.integers(90, 130, (height, width, 3), np.uint8)
@@ -199,10 +199,10 @@ def sample_pictures(canvas_height: int, canvas_width: int) -> dict[str, np.ndarr
 
 
 def _check(model: Model, reference: Model, exact: bool) -> None:
-    """Run the file and the network on the sample pictures and say how they differ."""
+    """Run the file and the network on the sample images and say how they differ."""
     canvas = reference.info.canvas
-    for name, picture in sample_pictures(canvas.height, canvas.width).items():
-        image, meta = (array[None] for array in evaluation_input(picture, canvas))
+    for name, pixels in sample_images(canvas.height, canvas.width).items():
+        image, meta = (array[None] for array in evaluation_input(pixels, canvas))
         expected, found = (
             detections_from_outputs(*(output[0] for output in run(image, meta)[:3]), max_detections=None)
             for run in (reference, model)
@@ -217,7 +217,7 @@ def _check(model: Model, reference: Model, exact: bool) -> None:
             difference.box,
             difference.score,
         )
-        # Where the black picture has detections, thousands of places score exactly alike: rounding decides among them.
+        # Where the black image has detections, thousands of places score exactly alike: rounding decides among them.
         has_ties = name == BLACK and difference.num_expected > 0
         if exact and not has_ties and difference.agreement < MIN_AGREEMENT:
             raise UserError(

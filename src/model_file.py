@@ -37,8 +37,8 @@ CONVENTIONS = {
     "pixel_mean": list(PIXEL_MEAN),
     "pixel_std": list(PIXEL_STD),
     "padding": "0 at the right and bottom, before normalisation",
-    "image_shape": "height and width of the picture, scale_h, scale_w",
-    "boxes": "x1 y1 x2 y2 in pixels of the picture, score",
+    "image_shape": "height and width of the image, scale_h, scale_w",
+    "boxes": "x1 y1 x2 y2 in pixels of the image, score",
     "labels": "0 is the first of class_names",
 }
 
@@ -49,7 +49,7 @@ class ModelInfo:
 
     Attributes:
         class_names (tuple[str, ...]): foreground classes; label k is ``class_names[k]``.
-        canvas (Canvas): the network's input size and how pictures are brought to it.
+        canvas (Canvas): the network's input size and how images are brought to it.
         backbone (str): as in the configuration.
         score_thr, iou_thr (float): thresholds of the detections inside.
         max_per_img (int): rows of the outputs, D.
@@ -131,7 +131,7 @@ class Model:
     Attributes:
         path (Path): its file.
         info (ModelInfo): classes, sizes, thresholds.
-        batch_size (int | None): pictures per call; fewer are filled up. None: any number.
+        batch_size (int | None): images per call; fewer are filled up. None: any number.
         run (Callable): images and metadata, as in ``__call__``, to the outputs.
         config (Config): of the run, with the settings that the file notes.
     """
@@ -147,10 +147,10 @@ class Model:
 
         Args:
             images (np.ndarray): (B, 3, H, W) float32, normalised canvases (`src.transforms.evaluation_input`).
-            metas (np.ndarray): (B, 4) float32: height and width of the picture, scale_h, scale_w.
+            metas (np.ndarray): (B, 4) float32: height and width of the image, scale_h, scale_w.
 
         Returns:
-            list of arrays: boxes (B, D, 5) float32 xyxy in pixels of the picture and score, labels (B, D, 1) int32,
+            list of arrays: boxes (B, D, 5) float32 xyxy in pixels of the image and score, labels (B, D, 1) int32,
             mask (B, D, 1) bool; a checkpoint adds truncated (B,) bool, see ``src.FasterRcnn.rcnn.BoxPredictor``.
 
         Raises:
@@ -186,7 +186,7 @@ def load_model(path: str | Path, config: Config) -> Model:
             goes before it, see `src.detector_notes`.
 
     Returns:
-        Model: call it with pictures.
+        Model: call it with images.
 
     Raises:
         UserError: no such file, another kind of file, damaged, or contradicting the command line.

@@ -240,7 +240,7 @@ class LossLog:
         Args:
             epoch, step (int): from 1; the step counts within the epoch.
             losses (Sequence[float]): the six losses, see LOSS_NAMES.
-            image_ids (Sequence[int]): the pictures of the batch, named when a loss is not finite.
+            image_ids (Sequence[int]): the images of the batch, named when a loss is not finite.
 
         Raises:
             UserError: a loss is NaN or infinite.

@@ -81,7 +81,7 @@ def build_onnx(parameters: Mapping[str, np.ndarray], config) -> onnx.ModelProto:
 
     Returns:
         ModelProto: inputs ``image`` (B, 3, H, W) float32, the normalised canvas, and ``image_shape`` (B, 4) float32:
-        height, width, scale_h, scale_w; outputs ``boxes`` (B, D, 5) float32 xyxy in pixels of the picture and score,
+        height, width, scale_h, scale_w; outputs ``boxes`` (B, D, 5) float32 xyxy in pixels of the image and score,
         best first, ``labels`` (B, D, 1) int32, 0 = first foreground class, ``mask`` (B, D, 1) bool. Padded rows are 0,
         0, False. B is open.
     """
@@ -444,7 +444,7 @@ def _detections(
 
 
 def _class_boxes(graph: Graph, deltas: str, proposals: str, config) -> str:
-    """Boxes (B, classes, R, 4) in pixels of the picture."""
+    """Boxes (B, classes, R, 4) in pixels of the image."""
     num_fg, num_rois = config.num_fg_classes, config.rpn_max_num
     if not config.without_bg_loss:
         deltas = graph.columns(deltas, 4, 4 * (num_fg + 1))

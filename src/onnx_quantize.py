@@ -1,4 +1,4 @@
-"""Static int8 quantisation of the detector's ONNX graph, calibrated on training pictures."""
+"""Static int8 quantisation of the detector's ONNX graph, calibrated on training images."""
 
 import logging
 import tempfile
@@ -21,11 +21,11 @@ QUANTIZED_OPERATORS = ["Conv", "Relu", "Add", "MaxPool", "Resize", "Gemm"]
 QUANTIZED_STAGES = ("backbone/", "fpn/", "rpn/", "box_head/")
 
 
-class CalibrationPictures:
-    """Training pictures as the network sees them, one after another.
+class CalibrationImages:
+    """Training images as the network sees them, one after another.
 
     Args:
-        config (Config): names the training set, the canvas and how many of its pictures, evenly spread.
+        config (Config): names the training set, the canvas and how many of its images, evenly spread.
     """
 
     def __init__(self, config: Config):
@@ -33,22 +33,22 @@ class CalibrationPictures:
         step = max(1, len(annotations) // config.calibration_images)
         self.paths = [annotation.path for annotation in annotations[::step]][: config.calibration_images]
         self.canvas = Canvas(config.img_width, config.img_height, config.keep_ratio)
-        self.pictures = self._inputs()
+        self.images = self._inputs()
 
     def _inputs(self) -> Iterator[dict[str, np.ndarray]]:
-        for path in with_progress(self.paths, len(self.paths), "calibrating", "pictures"):
+        for path in with_progress(self.paths, len(self.paths), "calibrating", "images"):
             image, meta = evaluation_input(read_rgb(path), self.canvas)
             yield dict(zip(INPUT_NAMES, (image[None], meta[None]), strict=True))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next picture's inputs, or None after the last."""
-        return next(self.pictures, None)
+        """The next image's inputs, or None after the last."""
+        return next(self.images, None)
 
 
 def quantize(model: onnx.ModelProto, config: Config) -> onnx.ModelProto:
     """Turn the convolutions and shared fully connected layers into int8 (QDQ format).
 
-    Weights are symmetric per output channel, activations asymmetric uint8 with ranges from the calibration pictures.
+    Weights are symmetric per output channel, activations asymmetric uint8 with ranges from the calibration images.
     The predictors of both stages stay in float.
 
     Args:
@@ -59,13 +59,13 @@ def quantize(model: onnx.ModelProto, config: Config) -> onnx.ModelProto:
         ModelProto: the quantised graph.
 
     Raises:
-        UserError: there are no training pictures, or one cannot be read.
+        UserError: there are no training images, or one cannot be read.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    reader = CalibrationPictures(config)
-    LOGGER.info("calibrating on %d training pictures", len(reader.paths))
+    reader = CalibrationImages(config)
+    LOGGER.info("calibrating on %d training images", len(reader.paths))
     with tempfile.TemporaryDirectory() as folder:
         source, prepared, target = (str(Path(folder) / name) for name in ("float.onnx", "prepared.onnx", "int8.onnx"))
         onnx.save(model, source)

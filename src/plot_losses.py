@@ -41,11 +41,11 @@ def read_losses(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def plot_losses(losses: dict[str, np.ndarray], path: str | Path) -> None:
-    """Draw each loss over the steps into a picture.
+    """Draw each loss over the steps into an image.
 
     Args:
         losses (dict): from :func:`read_losses`.
-        path (str | Path): picture to write; the suffix says its kind.
+        path (str | Path): image to write; the suffix says its kind.
     """
     from matplotlib.figure import Figure
 
@@ -64,14 +64,14 @@ def plot_losses(losses: dict[str, np.ndarray], path: str | Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw a loss log as a picture beside it."""
+    """Draw a loss log as an image beside it."""
     parser = argparse.ArgumentParser(prog="python -m src.plot_losses", description=main.__doc__)
     parser.add_argument("log", help="Loss log of a training, loss_0.log.")
-    parser.add_argument("--output", help="Picture to write (default: the log's name with .png).")
+    parser.add_argument("--output", help="Image to write (default: the log's name with .png).")
     args = parser.parse_args(argv)
-    picture = args.output or Path(args.log).with_suffix(".png")
-    plot_losses(read_losses(args.log), picture)
-    LOGGER.info("wrote %s", picture)
+    image = args.output or Path(args.log).with_suffix(".png")
+    plot_losses(read_losses(args.log), image)
+    LOGGER.info("wrote %s", image)
     return 0
 
 

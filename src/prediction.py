@@ -1,4 +1,4 @@
-"""Pictures and videos through a detector: drawn copies, and every detection in a JSON or CSV file."""
+"""Images and videos through a detector: drawn copies, and every detection in a JSON or CSV file."""
 
 import csv
 import io
@@ -16,10 +16,10 @@ import numpy as np
 from src.coco_file import count_of
 from src.draw import draw_detections, write_image
 from src.files import write_bytes, write_json
+from src.image_sources import is_video, left_out_text
 from src.model_utils.errors import UserError
-from src.picture_sources import is_video, left_out_text
 from src.progress import with_progress
-from src.transforms import PictureError, evaluation_input, read_rgb
+from src.transforms import ImageError, evaluation_input, read_rgb
 from src.util import Detections, detections_from_outputs
 from src.video import VideoReader, VideoWriter
 
@@ -37,11 +37,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one picture or frame.
+    """What was found in one image or frame.
 
     Attributes:
         picture (str): the input file.
-        frame (int | None): number in the video, from 0; None for a picture.
+        frame (int | None): number in the video, from 0; None for an image.
         drawn (str): the file that shows it.
         width, height (int): pixels, of the input and not of the drawn copy.
         detections (list[dict]): best first, each with label, name, score and bbox_xyxy in pixels of the input.
@@ -56,14 +56,14 @@ class Prediction:
 
 
 def detect(model: "Model", images: Sequence[np.ndarray]) -> list[Detections]:
-    """Run pictures through a model.
+    """Run images through a model.
 
     Args:
         model (Model): see `src.model_file.load_model`.
-        images (Sequence[np.ndarray]): up to `model.batch_size` pictures (h, w, 3) uint8 RGB of any sizes.
+        images (Sequence[np.ndarray]): up to `model.batch_size` images (h, w, 3) uint8 RGB of any sizes.
 
     Returns:
-        list[Detections]: one per picture, boxes in its pixels.
+        list[Detections]: one per image, boxes in its pixels.
 
     Raises:
         UserError: the model gives a label for which it has no name.
@@ -94,7 +94,7 @@ class Predictor:
         left_out (Sequence[Path]): what of the user's input is no input of `run`, for the summary. Default: nothing.
 
     Attributes:
-        predictions (list[Prediction]): one for every picture and frame so far, in order.
+        predictions (list[Prediction]): one for every image and frame so far, in order.
         skipped (list[str]): inputs that could not be read, each with the reason.
     """
 
@@ -110,25 +110,25 @@ class Predictor:
         self._seconds = 0.0
 
     def run(self, inputs: Sequence[Path], targets: Sequence[Path]) -> None:
-        """Work through pictures, then videos. Inputs that cannot be read are named in a warning and left out.
+        """Work through images, then videos. Inputs that cannot be read are named in a warning and left out.
 
         Args:
-            inputs (Sequence[Path]): files, see `src.picture_sources.find_inputs`.
-            targets (Sequence[Path]): the drawn copy of each, see `src.picture_sources.output_paths`.
+            inputs (Sequence[Path]): files, see `src.image_sources.find_inputs`.
+            targets (Sequence[Path]): the drawn copy of each, see `src.image_sources.output_paths`.
 
         Raises:
             UserError: none of them could be read, or an output cannot be written.
         """
         start = time.perf_counter()
         jobs = list(zip(inputs, targets, strict=True))
-        pictures = [(source, target) for source, target in jobs if not is_video(source)]
-        for batch in _batched(with_progress(pictures, len(pictures), "detecting", "pictures"), self._batch_size):
-            self._predict_pictures(batch)
+        images = [(source, target) for source, target in jobs if not is_video(source)]
+        for batch in _batched(with_progress(images, len(images), "detecting", "images"), self._batch_size):
+            self._predict_images(batch)
         for source, target in jobs:
             if is_video(source):
                 try:
                     self._predict_video(source, target)
-                except PictureError as error:
+                except ImageError as error:
                     self._skip(error)
         if not self.predictions:
             raise UserError(f"{count_of(len(inputs), 'input')} and none that could be read: the warnings above say why")
@@ -138,12 +138,12 @@ class Predictor:
             )
         self._seconds = time.perf_counter() - start
 
-    def _predict_pictures(self, batch: Iterable[tuple[Path, Path]]) -> None:
+    def _predict_images(self, batch: Iterable[tuple[Path, Path]]) -> None:
         readable = []
         for source, target in batch:
             try:
                 readable.append((source, target, read_rgb(source)))
-            except PictureError as error:
+            except ImageError as error:
                 self._skip(error)
         if not readable:
             return
@@ -159,9 +159,9 @@ class Predictor:
                     drawn.write(self._draw(image, found))
                     self._keep(source, len(self.predictions) - before, target, image, found)
         if len(self.predictions) == before:
-            raise PictureError(f"{source}: holds no frame that can be read")
+            raise ImageError(f"{source}: holds no frame that can be read")
 
-    def _skip(self, error: PictureError) -> None:
+    def _skip(self, error: ImageError) -> None:
         LOGGER.warning("skipped: %s", error)
         self.skipped.append(str(error))
 
@@ -197,9 +197,9 @@ class Predictor:
     def write_results(self, kind: str) -> Path:
         """Write `predictions.json` or `predictions.csv` into the output folder, whole or not at all.
 
-        JSON: the model, its classes, the threshold, under `pictures` every `Prediction`, also those without
+        JSON: the model, its classes, the threshold, under `images` every `Prediction`, also those without
         detections, the summary without its times, and in full what it counts as `skipped` and `left_out`. CSV: a row
-        per detection with the columns `CSV_COLUMNS`; frame is empty for pictures.
+        per detection with the columns `CSV_COLUMNS`; frame is empty for images.
 
         Args:
             kind (str): "json" or "csv".
@@ -225,17 +225,15 @@ class Predictor:
         return write_json(path, content, indent=1)
 
     def summary(self) -> str:
-        """One line: pictures, detections, how many of each class, time, speed, inputs skipped and files left out."""
+        """One line: images, detections, how many of each class, time, speed, inputs skipped and files left out."""
         speed = len(self.predictions) / max(self._seconds, 1e-9)
-        return (
-            f"{self._found()} in {self._seconds:.1f} s, {speed:.2f} pictures/s, start-up included; {self._not_read()}"
-        )
+        return f"{self._found()} in {self._seconds:.1f} s, {speed:.2f} images/s, start-up included; {self._not_read()}"
 
     def _found(self) -> str:
         names = Counter(found["name"] for prediction in self.predictions for found in prediction.detections)
         per_class = ", ".join(f"{name} {number}" for name, number in names.most_common())
         num_frames = sum(prediction.frame is not None for prediction in self.predictions)
-        numbers = (len(self.predictions) - num_frames, "picture"), (num_frames, "frame")
+        numbers = (len(self.predictions) - num_frames, "image"), (num_frames, "frame")
         what = " and ".join(count_of(number, unit) for number, unit in numbers if number)
         return f"{what}, {count_of(names.total(), 'detection')}{f' ({per_class})' if per_class else ''}"
 
@@ -258,7 +256,7 @@ def _as_csv(predictions: Sequence[Prediction]) -> bytes:
     for prediction in predictions:
         frame = "" if prediction.frame is None else prediction.frame
         writer.writerows(
-            [prediction.picture, frame, found["label"], found["name"], found["score"], *found["bbox_xyxy"]]
+            [prediction.image, frame, found["label"], found["name"], found["score"], *found["bbox_xyxy"]]
             for found in prediction.detections
         )
     return text.getvalue().encode(errors="surrogateescape")  # names of files need not be UTF-8

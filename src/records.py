@@ -1,12 +1,12 @@
-"""MindRecord files: pictures and boxes, checked once and packed for fast reading.
+"""MindRecord files: images and boxes, checked once and packed for fast reading.
 
 Each set of records lies in a folder of its own in `mindrecord_dir`, named after what it holds: `train-` or `eval-` and
-a digest of annotations, picture folder, classes, and size and time of every picture. So two programs may work in the
-same place, and a set never stands for other pictures. Beside the records lies `manifest.json`: what they were made
+a digest of annotations, image folder, classes, and size and time of every image. So two programs may work in the
+same place, and a set never stands for other images. Beside the records lies `manifest.json`: what they were made
 from, their sizes, and what was left out. A set is written in a hidden folder and renamed when it is whole;
 killed at any moment, the next run finds a whole set or makes one.
 
-When a set is made, those of its kind that it replaces are removed: of the same annotation file and picture folder,
+When a set is made, those of its kind that it replaces are removed: of the same annotation file and image folder,
 those whose annotation file is gone, and that of the first release; not while a program uses them.
 """
 
@@ -34,7 +34,7 @@ from src.coco_file import MAX_LISTED, count_of, listed
 from src.files import open_to_others, write_json
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError
-from src.transforms import MAX_PICTURE_BYTES, PictureError, checked_rgb_of, read_bytes, stored_bytes
+from src.transforms import MAX_IMAGE_BYTES, ImageError, checked_rgb_of, read_bytes, stored_bytes
 
 LOGGER = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ TRAIN_NAME, NUM_TRAIN_FILES = "FasterRcnn.mindrecord", 8
 EVAL_NAME, NUM_EVAL_FILES = "FasterRcnn_eval.mindrecord", 1
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2  # of rows and manifest; another number makes old records stale
-# A picture without boxes has one row of zeros and num_boxes 0: MindRecord gives back garbage for empty arrays.
+# An image without boxes has one row of zeros and num_boxes 0: MindRecord gives back garbage for empty arrays.
 SCHEMA = {
     "image": {"type": "bytes"},
     "image_id": {"type": "int64"},
@@ -56,7 +56,7 @@ STALL_SECONDS = 600.0  # who waits gives up when nothing has changed for so long
 # From this share of boxes on it looks as if they were meant otherwise.
 SUSPICIOUS_SHARE = 0.3
 _PAGE_SIZES = [1 << power for power in range(25, 29)]  # MindRecord's default, 32 MB, to its limit
-_PAGE_SLACK = 1 << 20  # of a page, for what is not the picture
+_PAGE_SLACK = 1 << 20  # of a page, for what is not the image
 _HASH_BLOCK = 1 << 20
 
 # Manifests of the sets that this process reads, kept open: their locks say that the sets are in use, until it ends.
@@ -64,7 +64,7 @@ _in_use = []
 
 
 class SizeMismatch(UserError):
-    """A picture whose width and height are not those of its annotation."""
+    """An image whose width and height are not those of its annotation."""
 
 
 @dataclass
@@ -72,17 +72,17 @@ class ConversionReport:
     """What a set of records holds and what was left out of it; kept in the manifest.
 
     Attributes:
-        num_images (int): pictures in the records.
+        num_images (int): images in the records.
         num_boxes (int): boxes that can be trained on.
         num_crowd (int): crowd boxes, kept as invalid rows.
-        num_clipped (int): boxes of both kinds that reached over the picture's edge.
-        num_like_corners (int): of these, those whose width and height would be a corner inside the picture.
+        num_clipped (int): boxes of both kinds that reached over the image's edge.
+        num_like_corners (int): of these, those whose width and height would be a corner inside the image.
         longest_side (float): of all boxes, pixels.
-        num_without_boxes (int): pictures with neither.
+        num_without_boxes (int): images with neither.
         remarks (list[str]): about the annotation file, see `src.coco_file`.
-        dropped (list[str]): boxes left out, each by picture, annotation and reason.
-        crowded (dict[str, int]): pictures with more than `num_gts` boxes, and how many they have.
-        skipped (list[str]): pictures left out because they could not be read, each with the reason.
+        dropped (list[str]): boxes left out, each by image, annotation and reason.
+        crowded (dict[str, int]): images with more than `num_gts` boxes, and how many they have.
+        skipped (list[str]): images left out because they could not be read, each with the reason.
     """
 
     num_images: int = 0
@@ -105,8 +105,8 @@ class RecordSets:
     Attributes:
         folder (Path): `mindrecord_dir`.
         kind (str): "train" or "eval".
-        source (dict): all that the content of the set depends on, but for the pictures themselves.
-        tolerant (bool): a set without the pictures that cannot be read will do.
+        source (dict): all that the content of the set depends on, but for the images themselves.
+        tolerant (bool): a set without the images that cannot be read will do.
     """
 
     folder: Path
@@ -140,7 +140,7 @@ class RecordSets:
         return self.folder / f".{self.kind}-{os.getuid()}.unfinished"
 
     def find(self) -> Path | None:
-        """The folder of a whole set that holds the pictures as they are now."""
+        """The folder of a whole set that holds the images as they are now."""
         for place in sorted(self.folder.glob(f"{self.prefix}*")):
             manifest = _read_manifest(place)
             if not manifest or (manifest["report"]["skipped"] and not self.tolerant):
@@ -155,10 +155,10 @@ class RecordSets:
 def ensure_mindrecord(
     config: Config, *, training: bool, local_rank: int = 0, stall_seconds: float = STALL_SECONDS
 ) -> list[str]:
-    """Give the record files of training or evaluation; they are made when there is no set of these pictures.
+    """Give the record files of training or evaluation; they are made when there is no set of these images.
 
-    A set is of these pictures when annotation file, picture folder, `coco_classes`, `num_gts`, `ignore_unknown`, and
-    size and time of every picture are those it was made from, and nothing was skipped unless `skip_bad_images` says
+    A set is of these images when annotation file, image folder, `coco_classes`, `num_gts`, `ignore_unknown`, and
+    size and time of every image are those it was made from, and nothing was skipped unless `skip_bad_images` says
     so. In a distributed run the first rank of each host makes it; where hosts share the folder, the one that comes
     first. The set stays in use until the process ends.
 
@@ -172,7 +172,7 @@ def ensure_mindrecord(
         list[str]: paths of the record files, for `create_train_dataset` or `create_eval_dataset`.
 
     Raises:
-        UserError: annotations or pictures are missing or faulty (each is named), the disk is too small, or the process
+        UserError: annotations or images are missing or faulty (each is named), the disk is too small, or the process
             waited for has stopped.
     """
     sets = RecordSets(
@@ -194,7 +194,7 @@ def ensure_mindrecord(
 
 
 def _source(config: Config, *, training: bool) -> dict[str, Any]:
-    """All that the content of the records depends on, but for the pictures themselves."""
+    """All that the content of the records depends on, but for the images themselves."""
     path = annotation_file(config, training=training)
     digest = hashlib.sha256()
     with path.open("rb") as stream:
@@ -217,9 +217,9 @@ def _digest(value: Any) -> str:
 
 
 def _states(root: Path, file_names: Iterable[str]) -> dict[str, list[int] | None]:
-    """Size in bytes and time of change in ns of pictures, by the names that the annotation file gives them.
+    """Size in bytes and time of change in ns of images, by the names that the annotation file gives them.
 
-    Of a link those of the picture that it leads to; None where there is none.
+    Of a link those of the image that it leads to; None where there is none.
     """
     states: dict[str, list[int] | None] = {}
     for name in file_names:
@@ -363,19 +363,19 @@ def _remove_replaced(sets: RecordSets, made: Path) -> None:
 
 
 def _convert(config: Config, sets: RecordSets) -> Path:
-    """Check every picture and write the records; what is unfinished goes when something fails."""
+    """Check every image and write the records; what is unfinished goes when something fails."""
     report = ConversionReport()
     annotations = load_annotations(config, training=sets.kind == "train", remarks=report.remarks)
     root = Path(sets.source["image_folder"])
-    pictures = _states(root, [annotation.file_name for annotation in annotations])
-    annotations, sizes = _existing_pictures(annotations, report, sets.tolerant)
+    images = _states(root, [annotation.file_name for annotation in annotations])
+    annotations, sizes = _existing_images(annotations, report, sets.tolerant)
     _check_free_space(sets.folder, sum(sizes))
     shutil.rmtree(sets.unfinished, ignore_errors=True)  # a killed run left it
     try:
         sets.unfinished.mkdir()
         writer = FileWriter(str(sets.unfinished / sets.name), len(sets.data_names))
         writer.set_page_size(_page_size(max(sizes, default=0)))
-        writer.add_schema(SCHEMA, "pictures, boxes, classes")
+        writer.add_schema(SCHEMA, "images, boxes, classes")
         _write_rows(writer, annotations, report, config, sets.tolerant)
         writer.commit()
         for name in sets.file_names:
@@ -384,13 +384,13 @@ def _convert(config: Config, sets: RecordSets) -> Path:
             sets.unfinished / MANIFEST,
             {
                 "source": sets.source,
-                "pictures": pictures,
+                "pictures": images,
                 "report": dataclasses.asdict(report),
                 "files": {name: _file_size(sets.unfinished / name) for name in sets.file_names},
             },
             indent=1,
         )
-        made = sets.folder / f"{sets.prefix}{_digest(pictures)}"
+        made = sets.folder / f"{sets.prefix}{_digest(images)}"
         shutil.rmtree(made, ignore_errors=True)  # a damaged or a tolerant one
         sets.unfinished.rename(made)
     except OSError as error:
@@ -401,10 +401,10 @@ def _convert(config: Config, sets: RecordSets) -> Path:
     return made
 
 
-def _existing_pictures(
+def _existing_images(
     annotations: Sequence[ImageAnnotation], report: ConversionReport, tolerant: bool
 ) -> tuple[list[ImageAnnotation], list[int]]:
-    """The pictures that are there, with their sizes in bytes; the others are refused or skipped."""
+    """The images that are there, with their sizes in bytes; the others are refused or skipped."""
     found, sizes, missing = [], [], []
     for annotation in annotations:
         size = _file_size(annotation.path)
@@ -412,20 +412,20 @@ def _existing_pictures(
             missing.append(f"{annotation.path}: there is no such file")
         else:
             found.append(annotation)
-            sizes.append(min(size, MAX_PICTURE_BYTES))  # larger ones are refused when they are read
+            sizes.append(min(size, MAX_IMAGE_BYTES))  # larger ones are refused when they are read
     if missing and not tolerant:
-        _refuse_pictures(missing)
+        _refuse_images(missing)
     report.skipped += missing
     return found, sizes
 
 
-def _refuse_pictures(faults: Sequence[str]) -> None:
+def _refuse_images(faults: Sequence[str]) -> None:
     raise UserError(
-        f"{count_of(len(faults), 'picture')} cannot be used:\n  "
+        f"{count_of(len(faults), 'image')} cannot be used:\n  "
         + "\n  ".join(faults[:MAX_LISTED])
         + (f"\n  and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else "")
         + "\nrepair or remove them and their annotations; for training, skip_bad_images leaves out "
-        "pictures that cannot be read"
+        "images that cannot be read"
     )
 
 
@@ -437,24 +437,24 @@ def _check_free_space(folder: Path, num_bytes: int) -> None:
         )
 
 
-def _page_size(largest_picture: int) -> int:
-    """The smallest page of MindRecord that a row with this picture fits in."""
-    return next(size for size in _PAGE_SIZES if size >= largest_picture + _PAGE_SLACK)
+def _page_size(largest_image: int) -> int:
+    """The smallest page of MindRecord that a row with this image fits in."""
+    return next(size for size in _PAGE_SIZES if size >= largest_image + _PAGE_SLACK)
 
 
 def _write_rows(
     writer: FileWriter, annotations: Sequence[ImageAnnotation], report: ConversionReport, config: Config, tolerant: bool
 ) -> None:
-    faults: list[str] = []  # of pictures that must not be skipped
-    progress = tqdm(total=len(annotations), desc="checking pictures", unit="picture", disable=None)
+    faults: list[str] = []  # of images that must not be skipped
+    progress = tqdm(total=len(annotations), desc="checking images", unit="image", disable=None)
     with progress, ThreadPoolExecutor(num_workers(config)) as pool:
         for first in range(0, len(annotations), ROWS_PER_WRITE):
             chunk = annotations[first : first + ROWS_PER_WRITE]
             rows = []
-            for annotation, (picture, error) in zip(chunk, pool.map(_read_picture, chunk), strict=True):
+            for annotation, (image, error) in zip(chunk, pool.map(_read_image, chunk), strict=True):
                 if error is None:
-                    rows.append(_row(annotation, *picture, report, config.num_gts))
-                elif tolerant and isinstance(error, PictureError):
+                    rows.append(_row(annotation, *image, report, config.num_gts))
+                elif tolerant and isinstance(error, ImageError):
                     report.skipped.append(str(error))
                 else:
                     faults.append(str(error))
@@ -464,9 +464,9 @@ def _write_rows(
                 writer.write_raw_data(rows)
             progress.update(len(chunk))
     if faults:
-        _refuse_pictures(faults)
+        _refuse_images(faults)
     if not report.num_images:
-        raise UserError(f"no picture can be used: {listed(report.skipped)}")
+        raise UserError(f"no image can be used: {listed(report.skipped)}")
 
 
 def num_workers(config: Config) -> int:
@@ -474,13 +474,13 @@ def num_workers(config: Config) -> int:
     return max(1, min(config.num_parallel_workers, len(os.sched_getaffinity(0))))
 
 
-def _read_picture(annotation: ImageAnnotation) -> tuple[tuple[bytes, tuple[int, int]] | None, UserError | None]:
-    """Content and (width, height) of a picture that could be decoded, or else what is wrong with it."""
+def _read_image(annotation: ImageAnnotation) -> tuple[tuple[bytes, tuple[int, int]] | None, UserError | None]:
+    """Content and (width, height) of an image that could be decoded, or else what is wrong with it."""
     try:
         data = read_bytes(annotation.path)
         image = checked_rgb_of(annotation.path, data)
         height, width = image.shape[:2]
-    except PictureError as error:
+    except ImageError as error:
         return None, error
     if annotation.size not in (None, (width, height)):
         turned = "; EXIF orientation is not applied" if annotation.size == (height, width) else ""
@@ -521,7 +521,7 @@ def _row(
 
 
 def _look_for_other_formats(boxes: np.ndarray, size: tuple[int, int], report: ConversionReport) -> None:
-    """Count what tells that boxes were meant as corners or as fractions of the picture."""
+    """Count what tells that boxes were meant as corners or as fractions of the image."""
     sides = boxes[:, 2:] - boxes[:, :2]
     report.longest_side = max(report.longest_side, float(np.nan_to_num(sides).max(initial=0.0)))
     # The width and height of the file, taken for the lower right corner.
@@ -534,14 +534,14 @@ def _log_report(sets: RecordSets, place: Path, report: ConversionReport, num_gts
     """Say what the records hold, and by name what is not as the annotation file has it."""
     training, manifest = sets.kind == "train", place / MANIFEST
     LOGGER.info(
-        "%s in %s: %s, %s, %d crowd boxes, %d boxes clipped to their picture, %s without boxes",
+        "%s in %s: %s, %s, %d crowd boxes, %d boxes clipped to their image, %s without boxes",
         sets.name,
         place,
-        count_of(report.num_images, "picture"),
+        count_of(report.num_images, "image"),
         count_of(report.num_boxes, "box", "boxes"),
         report.num_crowd,
         report.num_clipped,
-        count_of(report.num_without_boxes, "picture"),
+        count_of(report.num_without_boxes, "image"),
     )
     for remark in (*report.remarks, *_doubts(report)):
         LOGGER.warning("%s: %s", sets.source["annotation_file"], remark)
@@ -558,19 +558,19 @@ def _log_report(sets: RecordSets, place: Path, report: ConversionReport, num_gts
     if report.skipped:
         LOGGER.warning(
             "%s skipped (all are listed in %s): %s",
-            count_of(len(report.skipped), "picture"),
+            count_of(len(report.skipped), "image"),
             manifest,
             listed(report.skipped),
         )
     if training and report.crowded:
         LOGGER.warning(
             "%s with more than num_gts = %d boxes, of which each epoch takes another random choice: %s",
-            count_of(len(report.crowded), "picture"),
+            count_of(len(report.crowded), "image"),
             num_gts,
             listed([f"{name} ({number})" for name, number in report.crowded.items()]),
         )
     if training and not report.num_boxes:
-        LOGGER.warning("no picture has a box to learn from: only background can be learnt")
+        LOGGER.warning("no image has a box to learn from: only background can be learnt")
 
 
 def _doubts(report: ConversionReport) -> Iterator[str]:
@@ -580,13 +580,13 @@ def _doubts(report: ConversionReport) -> Iterator[str]:
     if total and 0 < report.longest_side <= 1:
         yield (
             f"no box is wider or higher than 1 pixel (the longest side is {report.longest_side:g}): are they "
-            "fractions of the picture's width and height? Expected are pixels"
+            "fractions of the image's width and height? Expected are pixels"
         )
     elif report.num_clipped > SUSPICIOUS_SHARE * total:
         guess = ""
         if report.num_like_corners > report.num_clipped / 2:
             guess = ": are they corners, x1, y1, x2, y2? Expected are x, y, width, height"
-        yield f"{report.num_clipped} of {count_of(total, 'box', 'boxes')} reach over the edge of their picture{guess}"
+        yield f"{report.num_clipped} of {count_of(total, 'box', 'boxes')} reach over the edge of their image{guess}"
     elif num_flat > SUSPICIOUS_SHARE * total:
         yield (
             f"{num_flat} of {count_of(total, 'box', 'boxes')} have no area: are they x, y, width, height in a list "

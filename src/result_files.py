@@ -1,8 +1,8 @@
-"""The three result files per picture that the C++ program writes, read for the one evaluation path.
+"""The three result files per image that the C++ program writes, read for the one evaluation path.
 
-For a picture called NAME.SUFFIX, in whatever folder, there are, one after the other and without any header,
+For an image called NAME.SUFFIX, in whatever folder, there are, one after the other and without any header,
 
-- `NAME_0.bin`: boxes (D, 5), x1 y1 x2 y2 in pixels of the picture and the score, float32 or float16;
+- `NAME_0.bin`: boxes (D, 5), x1 y1 x2 y2 in pixels of the image and the score, float32 or float16;
 - `NAME_1.bin`: labels (D,) int32, 0 = the first foreground class;
 - `NAME_2.bin`: mask (D,), one byte a row, 1 for a detection and 0 for padding.
 
@@ -34,7 +34,7 @@ LABEL_TYPE = np.dtype("<i4")
 
 
 def result_name(file_name: str) -> str:
-    """NAME of a picture in Unicode form NFC: its file name without folders and without what follows the last dot.
+    """NAME of an image in Unicode form NFC: its file name without folders and without what follows the last dot.
 
     >>> result_name("val/a.b.jpg"), result_name("noextension"), result_name(".hidden"), result_name("val\\a.jpg")
     ('a.b', 'noextension', '.hidden', 'a')
@@ -48,17 +48,17 @@ def _normal(file_name: str) -> str:
 
 
 def result_paths(folder: str | Path, name: str) -> tuple[Path, Path, Path]:
-    """The paths of boxes, labels and mask of the picture called NAME."""
+    """The paths of boxes, labels and mask of the image called NAME."""
     boxes, labels, mask = (Path(folder) / f"{name}_{number}.bin" for number in range(NUM_FILES))
     return boxes, labels, mask
 
 
 def read_result_files(folder: str | Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read the outputs of one picture.
+    """Read the outputs of one image.
 
     Args:
         folder (str | Path): where the files lie.
-        name (str): NAME of the picture, see `result_name`.
+        name (str): NAME of the image, see `result_name`.
 
     Returns:
         tuple[np.ndarray, np.ndarray, np.ndarray]: boxes (D, 5) float32, labels (D, 1) int32, mask (D, 1) bool.
@@ -88,14 +88,14 @@ def read_result_files(folder: str | Path, name: str) -> tuple[np.ndarray, np.nda
 
 
 def add_result_files(evaluator: "CocoEvaluator", folder: str | Path) -> None:
-    """Hand the result files of every picture of the ground truth to its evaluator.
+    """Hand the result files of every image of the ground truth to its evaluator.
 
     Args:
-        evaluator (CocoEvaluator): knows the pictures; keeps the best `test_max_per_img` detections of each.
+        evaluator (CocoEvaluator): knows the images; keeps the best `test_max_per_img` detections of each.
         folder (str | Path): `result_path`.
 
     Raises:
-        UserError: `folder` is not given or does not exist, two pictures share NAME, files are missing or
+        UserError: `folder` is not given or does not exist, two images share NAME, files are missing or
             damaged, or a label has no class.
     """
     if not str(folder):
@@ -106,7 +106,7 @@ def add_result_files(evaluator: "CocoEvaluator", folder: str | Path) -> None:
     for image, name in zip(images, names, strict=True):
         boxes, labels, mask = read_result_files(folder, name)
         evaluator.add([image["id"]], boxes[None], labels[None], mask[None])
-    LOGGER.info("read the result files of %s from %s", count_of(len(names), "picture"), folder)
+    LOGGER.info("read the result files of %s from %s", count_of(len(names), "image"), folder)
 
 
 def _content(path: Path) -> bytes:
@@ -124,33 +124,33 @@ def _wrong_size(path: Path, data: bytes, expected: str, mask: np.ndarray) -> Use
 
 
 def _distinct_names(file_names: Sequence[str]) -> list[str]:
-    """NAME of every picture; the files of two that are equal cannot be told apart."""
-    picture_of: dict[str, str] = {}
+    """NAME of every image; the files of two that are equal cannot be told apart."""
+    image_of: dict[str, str] = {}
     for file_name in file_names:
-        other = picture_of.setdefault(result_name(file_name), file_name)
+        other = image_of.setdefault(result_name(file_name), file_name)
         if other != file_name:
             raise UserError(
                 f"{other!r} and {file_name!r} have the same result files {result_name(file_name)}_0.bin "
                 "and so on: whose they are cannot be told. Rename one and run the model again"
             )
-    return list(picture_of)
+    return list(image_of)
 
 
 def _names_in(folder: Path, names: Sequence[str]) -> list[str]:
-    """NAME of every picture as the folder spells it; what they need is looked for before any file is read."""
+    """NAME of every image as the folder spells it; what they need is looked for before any file is read."""
     spelling = _spellings(folder)
     needed = [path.name for name in names for path in result_paths(folder, name)]
     missing = [name for name in needed if name not in spelling]
     if missing:
         raise UserError(
             f"{folder} lacks {len(missing)} of the {len(needed)} result files that "
-            f"{count_of(len(names), 'picture')} of the annotation file need: {listed(missing)}. "
-            "Every picture counts once: run the model on all of them"
+            f"{count_of(len(names), 'image')} of the annotation file need: {listed(missing)}. "
+            "Every image counts once: run the model on all of them"
         )
     extra = sorted(spelling[name] for name in spelling.keys() - set(needed))
     if extra:
         LOGGER.warning(
-            "%s: %s of no picture of the annotation file left out: %s",
+            "%s: %s of no image of the annotation file left out: %s",
             folder,
             count_of(len(extra), "file"),
             listed(extra),
@@ -170,7 +170,7 @@ def _spellings(folder: Path) -> dict[str, str]:
         if other != name:
             raise UserError(
                 f"{folder} holds {other!r} and {name!r}, two spellings of one name: whose they are cannot "
-                "be told. Remove the files of an earlier run, or rename one picture and run the model "
+                "be told. Remove the files of an earlier run, or rename one image and run the model "
                 "again"
             )
     return spelling

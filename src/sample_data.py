@@ -3,7 +3,7 @@
     python -m src.sample_data --output_dir=sample_data
 
 It stands in for real data where a first run, a demonstration or a test of the whole flow is wanted: a
-detector learns it from random weights within minutes. Every picture depends on the seed, its subset and its
+detector learns it from random weights within minutes. Every image depends on the seed, its subset and its
 number alone, so equal arguments give equal files.
 """
 
@@ -30,11 +30,11 @@ LOGGER = logging.getLogger("src.sample_data")  # not __name__, which is __main__
 
 CLASS_NAMES = ("disc", "square", "star")
 MARKER_FILE = "sample_data.json"  # holds the arguments; marks a folder as made by this program
-_FORMAT_VERSION = 1  # raise it when the same arguments begin to give other pictures
+_FORMAT_VERSION = 1  # raise it when the same arguments begin to give other images
 _SUPERSAMPLING = 4  # shapes are drawn so many times larger, then averaged: soft edges
 _SHIFT_BITS = 4  # fraction bits of OpenCV's polygon corners
 _MAX_OBJECTS = 6
-_EMPTY_SHARE = 0.06  # pictures without objects
+_EMPTY_SHARE = 0.06  # images without objects
 _OBJECT_SIDE = (36.0, 128.0)  # pixels, side of the upright box, about
 _MIN_VISIBLE_SHARE = 0.6  # of every object, whatever lies on it
 _PLACEMENT_TRIES = 30
@@ -51,8 +51,8 @@ class SampleSpec:
     """What is made: the arguments of the program but the folder.
 
     Attributes:
-        num_train (int): training pictures, default 240.
-        num_val (int): evaluation pictures, default 48.
+        num_train (int): training images, default 240.
+        num_val (int): evaluation images, default 48.
         width (int): pixels, at least 96. Default 320.
         height (int): pixels, at least 96. Default 256.
         seed (int): not negative, default 1.
@@ -75,13 +75,13 @@ class SampleObject:
     """One object: its class, its outline, whole even where something covers it, and how it is painted."""
 
     class_name: str
-    corners: np.ndarray  # (n, 2) x y in pixels, origin at the picture's corner
+    corners: np.ndarray  # (n, 2) x y in pixels, origin at the image's corner
     mask: np.ndarray  # (H, W) float32, share of each pixel inside the outline
     hue: float  # degrees
 
 
 def make_sample_data(output_dir: str | Path, spec: SampleSpec) -> bool:
-    """Write the data set: `annotations/instances_{train,val}2017.json` and the folders of pictures.
+    """Write the data set: `annotations/instances_{train,val}2017.json` and the folders of images.
 
     It is made in a folder beside the target and renamed at the end, so a target that exists is complete.
 
@@ -115,7 +115,7 @@ def make_sample_data(output_dir: str | Path, spec: SampleSpec) -> bool:
         if partial.exists():
             _remove_own(partial)
     LOGGER.info(
-        "wrote %d training pictures with %d boxes and %d evaluation pictures with %d boxes to %s",
+        "wrote %d training images with %d boxes and %d evaluation images with %d boxes to %s",
         spec.num_train,
         counts[0],
         spec.num_val,
@@ -126,16 +126,16 @@ def make_sample_data(output_dir: str | Path, spec: SampleSpec) -> bool:
     return True
 
 
-def make_picture(spec: SampleSpec, subset_number: int, index: int) -> tuple[np.ndarray, list[SampleObject]]:
-    """Paint one picture.
+def make_image(spec: SampleSpec, subset_number: int, index: int) -> tuple[np.ndarray, list[SampleObject]]:
+    """Paint one image.
 
     Args:
         spec (SampleSpec): size and seed.
         subset_number (int): 0 training, 1 evaluation.
-        index (int): number of the picture in its subset.
+        index (int): number of the image in its subset.
 
     Returns:
-        tuple: the picture (height, width, 3) uint8 RGB, and its objects, the lowest first.
+        tuple: the image (height, width, 3) uint8 RGB, and its objects, the lowest first.
     """
     rng = np.random.default_rng([spec.seed, subset_number, index])
     image = _background(rng, spec.width, spec.height)
@@ -158,11 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output_dir", required=True, help="folder to make")
     defaults = SampleSpec()
     helps = {
-        "num_train": "training pictures",
-        "num_val": "evaluation pictures",
+        "num_train": "training images",
+        "num_val": "evaluation images",
         "width": "pixels",
         "height": "pixels",
-        "seed": "another seed gives other pictures",
+        "seed": "another seed gives other images",
     }
     for key, text in helps.items():
         parser.add_argument(f"--{key}", type=int, default=getattr(defaults, key), help=f"{text} (default: %(default)s)")
@@ -215,13 +215,13 @@ def _remove_own(folder: Path) -> None:
 
 
 def _make_subset(root: Path, subset_number: int, subset: str, num_images: int, spec: SampleSpec) -> int:
-    """Write the pictures and the annotation file of one subset; returns the number of boxes."""
+    """Write the images and the annotation file of one subset; returns the number of boxes."""
     images, annotations = [], []
-    for index in _progress(range(num_images), f"{subset} pictures"):
-        picture, objects = make_picture(spec, subset_number, index)
+    for index in _progress(range(num_images), f"{subset} images"):
+        image, objects = make_image(spec, subset_number, index)
         image_id = index + 1
         file_name = f"{image_id:06d}.jpg"
-        write_image(root / subset / file_name, picture)
+        write_image(root / subset / file_name, image)
         images.append({"id": image_id, "file_name": file_name, "width": spec.width, "height": spec.height})
         annotations += [
             _annotation(item, len(annotations) + number, image_id) for number, item in enumerate(objects, start=1)
@@ -260,7 +260,7 @@ def _annotation(item: SampleObject, annotation_id: int, image_id: int) -> dict[s
 
 def _progress(numbers: range, what: str) -> Iterable[int]:
     if sys.stderr.isatty():
-        return tqdm(numbers, desc=what, unit="picture")
+        return tqdm(numbers, desc=what, unit="image")
     LOGGER.info("making %d %s", len(numbers), what)
     return numbers
 
@@ -293,7 +293,7 @@ def _coverage(corners: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _place_objects(rng: np.random.Generator, spec: SampleSpec) -> list[SampleObject]:
-    """Choose the objects of a picture so that a good part of each stays visible."""
+    """Choose the objects of an image so that a good part of each stays visible."""
     num_objects = 0 if rng.random() < _EMPTY_SHARE else int(rng.integers(1, _MAX_OBJECTS + 1))
     objects: list[SampleObject] = []
     for _ in range(num_objects):
@@ -331,7 +331,7 @@ def _visible_share(item: SampleObject, above: Sequence[SampleObject]) -> float:
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """A picture (height, width, 3) float32: muted colours that run into each other, clouds, stripes."""
+    """An image (height, width, 3) float32: muted colours that run into each other, clouds, stripes."""
     corners = np.stack(
         [_colour(rng.uniform(0, 360), rng.uniform(0.05, 0.4), rng.uniform(0.2, 0.75)) for _ in range(4)]
     ).reshape(2, 2, 3)

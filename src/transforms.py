@@ -1,7 +1,7 @@
-"""What happens to one picture and its boxes on the way to the network: pure functions on numpy and OpenCV.
+"""What happens to one image and its boxes on the way to the network: pure functions on numpy and OpenCV.
 
-Pictures are (h, w, 3) uint8 RGB until `normalize_to_canvas` makes the (3, H, W) float32 input. Boxes are
-(N, 4) float32 x1 y1 x2 y2 in pixels. `Canvas` holds the sizes that all pictures of a run share.
+Images are (h, w, 3) uint8 RGB until `normalize_to_canvas` makes the (3, H, W) float32 input. Boxes are
+(N, 4) float32 x1 y1 x2 y2 in pixels. `Canvas` holds the sizes that all images of a run share.
 
 EXIF orientation is ignored everywhere: annotations refer to the stored pixels, as in the published system.
 """
@@ -16,14 +16,14 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from src.model_utils.errors import UserError
 
-# RGB, of the ImageNet pictures the backbones were trained on
+# RGB, of the ImageNet images the backbones were trained on
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF")  # MPO: a JPEG with further pictures behind it, from cameras
-# In lower case: a file in a folder is taken for a picture by its name.
-PICTURE_SUFFIXES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF")  # MPO: a JPEG with further images behind it, from cameras
+# In lower case: a file in a folder is taken for an image by its name.
+IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B")  # Pillow's, of those it reads right
-MAX_PICTURE_BYTES = 128 << 20
+MAX_IMAGE_BYTES = 128 << 20
 MAX_EXPAND_RATIO = 4.0
 PADDING_LABEL = -1
 
@@ -33,13 +33,13 @@ _BYTE_VALUES = np.arange(256)
 _NORMALIZED = ((_BYTE_VALUES - np.array(PIXEL_MEAN)[:, None]) / np.array(PIXEL_STD)[:, None]).astype(np.float32)
 
 
-class PictureError(UserError):
-    """A picture that cannot be read completely."""
+class ImageError(UserError):
+    """An image that cannot be read completely."""
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """The network's input size and how pictures are brought to it.
+    """The network's input size and how images are brought to it.
 
     Attributes:
         width (int): W, pixels.
@@ -56,9 +56,9 @@ class Canvas:
 
 
 def decode_rgb(data: np.ndarray) -> np.ndarray:
-    """Decode the bytes of a picture file to 3-channel RGB.
+    """Decode the bytes of an image file to 3-channel RGB.
 
-    Grey, palette and CMYK pictures are converted, alpha is dropped, 16-bit values are divided by 257.
+    Grey, palette and CMYK images are converted, alpha is dropped, 16-bit values are divided by 257.
 
     Args:
         data (np.ndarray): (num_bytes,) uint8, the file's content.
@@ -67,23 +67,23 @@ def decode_rgb(data: np.ndarray) -> np.ndarray:
         np.ndarray: (h, w, 3) uint8.
 
     Raises:
-        PictureError: OpenCV cannot decode all of it; the text does not know the file's name.
+        ImageError: OpenCV cannot decode all of it; the text does not know the file's name.
     """
     try:
         image = cv2.imdecode(data, _READ_FLAGS)
     except cv2.error as error:
-        raise PictureError(f"cannot be decoded ({error.err})") from error
+        raise ImageError(f"cannot be decoded ({error.err})") from error
     if image is None:
-        raise PictureError("is damaged or cut off")
+        raise ImageError("is damaged or cut off")
     if image.dtype == np.uint16:
         image = np.rint(image / 257.0).astype(np.uint8)
     if image.dtype != np.uint8:
-        raise PictureError(f"has {image.dtype} pixels; expected 8 or 16 bits a channel")
+        raise ImageError(f"has {image.dtype} pixels; expected 8 or 16 bits a channel")
     return image
 
 
 def checked_rgb(data: bytes) -> np.ndarray:
-    """Decode a picture of unknown origin; its kind and size are looked at before any pixel is.
+    """Decode an image of unknown origin; its kind and size are looked at before any pixel is.
 
     Args:
         data (bytes): the file's content.
@@ -92,50 +92,50 @@ def checked_rgb(data: bytes) -> np.ndarray:
         np.ndarray: (h, w, 3) uint8 RGB.
 
     Raises:
-        PictureError: empty, no picture, too large, damaged or cut off; the text does not know the file's name.
+        ImageError: empty, no image, too large, damaged or cut off; the text does not know the file's name.
     """
     if not data:
-        raise PictureError("is empty")
-    if len(data) > MAX_PICTURE_BYTES:
-        raise PictureError(f"has {len(data):,} bytes; the limit is {MAX_PICTURE_BYTES:,}")
+        raise ImageError("is empty")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ImageError(f"has {len(data):,} bytes; the limit is {MAX_IMAGE_BYTES:,}")
     try:
-        with Image.open(io.BytesIO(data)) as picture:  # reads the header only
-            kind = picture.format
+        with Image.open(io.BytesIO(data)) as image:  # reads the header only
+            kind = image.format
             if kind == "TIFF":
-                return _tiff_rgb(picture)
+                return _tiff_rgb(image)
     except Image.DecompressionBombError as error:
-        raise PictureError(f"is too large ({error})") from error
+        raise ImageError(f"is too large ({error})") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise PictureError("is not a picture (JPEG, PNG, BMP, WEBP or TIFF), or damaged") from error
+        raise ImageError("is not an image (JPEG, PNG, BMP, WEBP or TIFF), or damaged") from error
     if kind not in FORMATS:
-        raise PictureError(f"is a {kind} file; expected JPEG, PNG, BMP, WEBP or TIFF")
+        raise ImageError(f"is a {kind} file; expected JPEG, PNG, BMP, WEBP or TIFF")
     if kind in ("JPEG", "MPO") and b"\xff\xd9" not in data:  # no end marker: OpenCV lets some of these pass
-        raise PictureError("is cut off")
+        raise ImageError("is cut off")
     return decode_rgb(np.frombuffer(data, np.uint8))
 
 
-def _tiff_rgb(picture: Image.Image) -> np.ndarray:
+def _tiff_rgb(image: Image.Image) -> np.ndarray:
     """Decode a TIFF file by Pillow: OpenCV reads some kinds wrongly, and half a file, without an error.
 
     Of 16-bit colours Pillow gives the upper bytes, which are at most 1 below those of other files.
     """
     tags = (ExifTags.Base.Orientation, ExifTags.Base.PhotometricInterpretation)
-    orientation, photometric = (picture.tag_v2.get(tag, 1) for tag in tags)
-    deep = picture.mode.startswith("I;16")
-    if picture.n_frames > 1:
-        raise PictureError(f"is a TIFF file of {picture.n_frames} pages; save each as a file of its own")
+    orientation, photometric = (image.tag_v2.get(tag, 1) for tag in tags)
+    deep = image.mode.startswith("I;16")
+    if image.n_frames > 1:
+        raise ImageError(f"is a TIFF file of {image.n_frames} pages; save each as a file of its own")
     if orientation != 1:
-        raise PictureError("is a TIFF file that is to be turned when it is shown; save it upright")
-    if picture.mode not in TIFF_MODES or (deep and photometric == 0):  # 0: white is 0, which Pillow forgets there
-        raise PictureError(f"is a TIFF file of the kind {picture.mode}, which is not read; save it as PNG")
-    picture.load()
+        raise ImageError("is a TIFF file that is to be turned when it is shown; save it upright")
+    if image.mode not in TIFF_MODES or (deep and photometric == 0):  # 0: white is 0, which Pillow forgets there
+        raise ImageError(f"is a TIFF file of the kind {image.mode}, which is not read; save it as PNG")
+    image.load()
     if deep:
-        return np.rint(np.asarray(picture) / 257.0).astype(np.uint8)[..., None].repeat(3, axis=2)
-    return np.array(picture.convert("RGB"))
+        return np.rint(np.asarray(image) / 257.0).astype(np.uint8)[..., None].repeat(3, axis=2)
+    return np.array(image.convert("RGB"))
 
 
 def stored_bytes(data: bytes, image: np.ndarray) -> bytes:
-    """A picture file as `decode_rgb` takes it: its own content, a TIFF file as PNG.
+    """An image file as `decode_rgb` takes it: its own content, a TIFF file as PNG.
 
     Args:
         data (bytes): the file's content.
@@ -147,38 +147,38 @@ def stored_bytes(data: bytes, image: np.ndarray) -> bytes:
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
-    """Read a picture file.
+    """Read an image file.
 
     Returns:
         np.ndarray: (h, w, 3) uint8 RGB.
 
     Raises:
-        PictureError: the file cannot be read or is no complete picture; names the file.
+        ImageError: the file cannot be read or is no complete image; names the file.
     """
     return checked_rgb_of(path, read_bytes(path))
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a file; PictureError, naming it, when it cannot be read."""
+    """The content of a file; ImageError, naming it, when it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise PictureError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def checked_rgb_of(path: str | Path, data: bytes) -> np.ndarray:
     """`checked_rgb` whose errors name the file."""
     try:
         return checked_rgb(data)
-    except PictureError as error:
-        raise PictureError(f"{path}: {error}") from error
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
 
 
-# ---- pictures --------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------------
 
 
 def expand(image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Paste a picture at a random place on a black canvas 1 to 4 times as wide and high.
+    """Paste an image at a random place on a black canvas 1 to 4 times as wide and high.
 
     Args:
         image (np.ndarray): (h, w, 3) uint8.
@@ -198,10 +198,10 @@ def expand(image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tu
 
 
 def resize(image: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, float, float]:
-    """Resize a picture so that it fits the canvas, by OpenCV's bilinear interpolation on uint8.
+    """Resize an image so that it fits the canvas, by OpenCV's bilinear interpolation on uint8.
 
     With `keep_ratio` on a canvas at least as wide as high, the long side is held to the canvas's long side
-    and the short to its short side, whatever the picture's orientation; a portrait picture that is then too
+    and the short to its short side, whatever the image's orientation; a portrait image that is then too
     high is resized once more, from the result, as the published system does. A canvas higher than wide takes
     the largest factor that fits at once. No side becomes 0.
 
@@ -267,14 +267,14 @@ def normalize_to_canvas(image: np.ndarray, canvas: Canvas, *, flip: bool = False
 
 
 def scale_and_clip(boxes: np.ndarray, scale_h: float, scale_w: float, height: int, width: int) -> np.ndarray:
-    """Scale boxes with their picture, then clip them to its pixels, [0, width - 1] x [0, height - 1].
+    """Scale boxes with their image, then clip them to its pixels, [0, width - 1] x [0, height - 1].
 
     Args:
         boxes (np.ndarray): (N, 4) float32.
         scale_h (float): factor of y.
         scale_w (float): factor of x.
-        height (int): of the resized picture, not of the canvas.
-        width (int): of the resized picture.
+        height (int): of the resized image, not of the canvas.
+        width (int): of the resized image.
 
     Returns:
         np.ndarray: (N, 4) float32.
@@ -294,7 +294,7 @@ def flip_boxes(boxes: np.ndarray, canvas_width: int) -> np.ndarray:
 def pad_ground_truth(
     boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray, num_gts: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bring the ground truth of a picture to a fixed number of rows.
+    """Bring the ground truth of an image to a fixed number of rows.
 
     Crowd boxes stay as rows, but invalid ones. Of more than `num_gts` boxes crowds leave first, then a random
     choice stays, in the order of the file: another choice each time, so that every box is seen in the end.
@@ -324,7 +324,7 @@ def pad_ground_truth(
     return padded_boxes, padded_labels, valid
 
 
-# ---- a whole picture -------------------------------------------------------------------------------------
+# ---- a whole image -------------------------------------------------------------------------------------
 
 
 def training_input(
@@ -336,7 +336,7 @@ def training_input(
     flip_ratio: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Augment one picture for training.
+    """Augment one image for training.
 
     Args:
         image (np.ndarray): (h, w, 3) uint8 RGB.
@@ -344,7 +344,7 @@ def training_input(
         canvas (Canvas): the network's input size.
         expand_ratio (float): 0..1; half of it is the probability of `expand`, as in the published system.
         flip_ratio (float): 0..1, the probability of a horizontal flip.
-        rng (np.random.Generator): all randomness of this picture.
+        rng (np.random.Generator): all randomness of this image.
 
     Returns:
         tuple[np.ndarray, np.ndarray, np.ndarray]: image (3, H, W) float32, image_shape (3,) float32
@@ -362,7 +362,7 @@ def training_input(
 
 
 def evaluation_input(image: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
-    """Prepare one picture for detection.
+    """Prepare one image for detection.
 
     Args:
         image (np.ndarray): (h, w, 3) uint8 RGB.
@@ -370,7 +370,7 @@ def evaluation_input(image: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, np.
 
     Returns:
         tuple[np.ndarray, np.ndarray]: image (3, H, W) float32, and image_shape (4,) float32
-        [h, w, scale_h, scale_w] with the size of the original picture.
+        [h, w, scale_h, scale_w] with the size of the original image.
     """
     resized, scale_h, scale_w = resize(image, canvas)
     image_shape = np.array([*image.shape[:2], scale_h, scale_w], np.float32)

@@ -91,7 +91,7 @@ def detections_from_outputs(
 def dataset_name(config: Any) -> str:
     """The name in the header of the result: the name of the data's folder, `COCO2017` for COCO's own.
 
-    The folder is `coco_root`, where that is absent (postprocess.py needs no pictures) the annotations'; for
+    The folder is `coco_root`, where that is absent (postprocess.py needs no images) the annotations'; for
     `dataset: other` it is `image_dir` or else the folder of `anno_path`. COCO's own is a folder called coco or
     coco2017, in upper or lower case, evaluated on the 80 classes of COCO.
     """
@@ -176,7 +176,7 @@ class CocoEvaluator:
             if image_id not in self._known_ids:
                 raise UserError(
                     f"image id {image_id} is not in the ground truth of {self.dataset_name}: "
-                    "the pictures and the annotation file do not belong together"
+                    "the images and the annotation file do not belong together"
                 )
             if image_id in self._detections:
                 raise UserError(f"image id {image_id} arrived twice; every image counts once")

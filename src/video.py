@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from src.files import PARTIAL_PREFIX, cannot_write, write_whole
-from src.transforms import PictureError
+from src.transforms import ImageError
 
 LOGGER = logging.getLogger(__name__)
 
@@ -31,16 +31,16 @@ class VideoReader:
         num_frames (int): as the file announces it, 0 if it does not; only reading tells.
 
     Raises:
-        PictureError: the file is no video; names it.
+        ImageError: the file is no video; names it.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         # An absolute path cannot be taken for a protocol such as concat:, and FFmpeg alone does not take a % in
-        # the name for a series of pictures.
+        # the name for a series of images.
         self._capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
-            raise PictureError(f"{path}: is not a video that can be read")
+            raise ImageError(f"{path}: is not a video that can be read")
         self.num_frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self.frame_rate = self._capture.get(cv2.CAP_PROP_FPS)
         if not (math.isfinite(self.frame_rate) and self.frame_rate > 0):

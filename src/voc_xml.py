@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from src.annotations import MAX_LISTED, count_of, listed, path_below
 from src.model_utils.errors import UserError
-from src.transforms import PICTURE_SUFFIXES
+from src.transforms import IMAGE_SUFFIXES
 
 LOGGER = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def read_voc(annotation_dir: str | Path, image_dir: str | Path, options: ReadOpt
             faults.append(f"{image_dir / file_name}: {error}")
     _refuse_faulty(faults)
     used = {image.file_name for image in images}
-    others = [name for name in folder.names if _suffix(name) not in PICTURE_SUFFIXES and name not in used]
+    others = [name for name in folder.names if _suffix(name) not in IMAGE_SUFFIXES and name not in used]
     return VocData(images, [] if options.keep_unlabelled else unlabelled, others)
 
 
@@ -204,7 +204,7 @@ def _files_below(root: Path) -> list[str]:
     if links:
         LOGGER.warning("links to folders are not followed: %s", listed(sorted(links)))
     for name in names:
-        if _suffix(name) in (*PICTURE_SUFFIXES, ".xml") and not name.isascii():
+        if _suffix(name) in (*IMAGE_SUFFIXES, ".xml") and not name.isascii():
             try:
                 name.encode("utf-8")
             except UnicodeEncodeError as error:
@@ -245,14 +245,14 @@ class ImageFolder:
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         for name in self.names:
             self._by_name[nfc(name)].append(name)
-            if _suffix(name) in PICTURE_SUFFIXES:
+            if _suffix(name) in IMAGE_SUFFIXES:
                 self._by_stem[nfc(_without_suffix(name))].append(name)
 
     def images(self) -> dict[Path, str]:
         """Resolved path and listed name of every image, told by its suffix; one that links lead to comes once."""
         paths: dict[Path, str] = {}
         for name in self.names:
-            if _suffix(name) in PICTURE_SUFFIXES:
+            if _suffix(name) in IMAGE_SUFFIXES:
                 paths.setdefault((self.root / name).resolve(), name)
         return paths
 

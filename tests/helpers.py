@@ -1,4 +1,4 @@
-"""What several test files need: where the real pictures lie and how to do without them."""
+"""What several test files need: where the real images lie and how to do without them."""
 
 from pathlib import Path
 
@@ -9,4 +9,4 @@ SHARED = REPO_ROOT.parent / "shared"
 BCCD = SHARED / "data" / "bccd"
 COCO_SUBSET = SHARED / "data" / "coco_subset"
 
-needs_shared = pytest.mark.skipif(not BCCD.is_dir(), reason=f"the labelled test pictures are not at {SHARED}/data")
+needs_shared = pytest.mark.skipif(not BCCD.is_dir(), reason=f"the labelled test images are not at {SHARED}/data")

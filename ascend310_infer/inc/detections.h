@@ -1,4 +1,4 @@
-// What the network says about one picture, and the three files that postprocess.py reads.
+// What the network says about one image, and the three files that postprocess.py reads.
 #ifndef ASCEND310_INFER_DETECTIONS_H_
 #define ASCEND310_INFER_DETECTIONS_H_
 
@@ -11,7 +11,7 @@ namespace detector {
 
 // Raw bytes of the three outputs, D rows each.
 struct Detections {
-  Bytes boxes;   // (D, 5) float32 or float16: x1 y1 x2 y2 in pixels of the picture, score
+  Bytes boxes;   // (D, 5) float32 or float16: x1 y1 x2 y2 in pixels of the image, score
   Bytes labels;  // (D, 1) int32, 0 is the first foreground class
   Bytes mask;    // (D, 1) bool, false on padding
 };

@@ -22,7 +22,7 @@ class ModelRunner {
   // The input size of the model.
   const Canvas& canvas() const { return canvas_; }
 
-  // Detects in one picture and adds the network's time, without preprocessing, to `timing`.
+  // Detects in one image and adds the network's time, without preprocessing, to `timing`.
   Detections Run(const NetworkInput& input, Timing* timing);
 
  private:

@@ -12,7 +12,7 @@ enum class Device { kAscend310, kAscend, kGpu, kCpu };
 
 struct Options {
   std::string mindir_path;
-  std::string dataset_path;  // the folder of pictures
+  std::string dataset_path;  // the folder of images
   Device device = Device::kAscend310;
   int device_id = 0;
   // A model of fixed size needs neither; a value that contradicts the model is an error.

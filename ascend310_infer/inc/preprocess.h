@@ -1,4 +1,4 @@
-// One picture on its way to the network: the same numbers as src/transforms.py.
+// One image on its way to the network: the same numbers as src/transforms.py.
 #ifndef ASCEND310_INFER_PREPROCESS_H_
 #define ASCEND310_INFER_PREPROCESS_H_
 
@@ -9,7 +9,7 @@
 
 namespace detector {
 
-// The network's input size and how pictures are brought to it.
+// The network's input size and how images are brought to it.
 struct Canvas {
   int width;                // W, pixels
   int height;               // H, pixels
@@ -18,12 +18,12 @@ struct Canvas {
 
 struct NetworkInput {
   std::vector<float> image;        // (3, H, W), RGB, normalised
-  std::array<float, 4> metadata;   // height and width of the picture, then the factors of its height and width
+  std::array<float, 4> metadata;   // height and width of the image, then the factors of its height and width
 };
 
-// Decodes a picture file to (h, w) pixels of three bytes, RGB. Grey and palette pictures are converted, alpha is
+// Decodes an image file to (h, w) pixels of three bytes, RGB. Grey and palette images are converted, alpha is
 // dropped, 16-bit values are divided by 257, EXIF orientation is ignored. Throws UserError naming the file when it is
-// no complete picture or too large.
+// no complete image or too large.
 cv::Mat ReadRgb(const std::filesystem::path& path);
 
 // Resizes by OpenCV's bilinear interpolation on bytes, pads with black at the right and bottom, normalises and brings

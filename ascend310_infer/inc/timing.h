@@ -1,4 +1,4 @@
-// How long the network took, picture by picture.
+// How long the network took, image by image.
 #ifndef ASCEND310_INFER_TIMING_H_
 #define ASCEND310_INFER_TIMING_H_
 
@@ -12,10 +12,10 @@ class Timing {
  public:
   using Clock = std::chrono::steady_clock;
 
-  // Adds the time of one picture.
+  // Adds the time of one image.
   void Add(Clock::duration elapsed);
 
-  // The published line: average milliseconds and number of pictures. At least one must have been added.
+  // The published line: average milliseconds and number of images. At least one must have been added.
   std::string Summary() const;
 
   // Writes the line to FOLDER/test_perform_static.txt.
@@ -23,7 +23,7 @@ class Timing {
 
  private:
   Clock::duration total_{};
-  int num_pictures_ = 0;
+  int num_images_ = 0;
 };
 
 }  // namespace detector

@@ -19,7 +19,7 @@ void CheckRows(const Detections& detections) {
     throw UserError("the model's outputs have " + std::to_string(box_bytes) + ", " +
                     std::to_string(detections.labels.size()) + " and " + std::to_string(num_rows) +
                     " bytes; expected 20 (float16: 10), 4 and 1 bytes a row: boxes with score, labels and mask of one "
-                    "picture. Export the model with export.py");
+                    "image. Export the model with export.py");
   }
 }
 

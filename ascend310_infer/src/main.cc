@@ -1,4 +1,4 @@
-// Detects in every picture of a folder and writes the files that postprocess.py scores.
+// Detects in every image of a folder and writes the files that postprocess.py scores.
 #include <exception>
 #include <iostream>
 #include <string>
@@ -9,7 +9,7 @@
 #include "files.h"
 #include "model_runner.h"
 #include "options.h"
-#include "picture_list.h"
+#include "image_list.h"
 #include "preprocess.h"
 #include "timing.h"
 
@@ -17,24 +17,24 @@ namespace {
 
 constexpr int kExitError = 1;
 constexpr int kExitUsage = 2;
-constexpr size_t kPicturesPerLine = 100;
+constexpr size_t kImagesPerLine = 100;
 
 void DetectAll(const detector::Options& options) {
   // What can be wrong without the model is found before the model is built, which may take minutes.
-  const auto [pictures, left_out] = detector::ListPictures(options.dataset_path);
+  const auto [images, left_out] = detector::ListImages(options.dataset_path);
   if (!left_out.empty()) std::cout << detector::LeftOutLine(left_out) << std::endl;
   detector::MakeFolder(options.result_path);
   detector::MakeFolder(options.time_path);
   detector::ModelRunner runner(options);
   const detector::Canvas& canvas = runner.canvas();
-  std::cout << pictures.size() << " pictures, input " << canvas.width << " x " << canvas.height << ", "
+  std::cout << images.size() << " images, input " << canvas.width << " x " << canvas.height << ", "
             << detector::DeviceName(options.device) << ' ' << options.device_id << std::endl;
   detector::Timing timing;
-  for (size_t done = 0; done < pictures.size();) {
-    const auto& path = pictures[done];
+  for (size_t done = 0; done < images.size();) {
+    const auto& path = images[done];
     const auto input = detector::PrepareInput(detector::ReadRgb(path), canvas);
     detector::WriteDetections(options.result_path, path.stem().string(), runner.Run(input, &timing));
-    if (++done % kPicturesPerLine == 0) std::cout << done << " of " << pictures.size() << std::endl;
+    if (++done % kImagesPerLine == 0) std::cout << done << " of " << images.size() << std::endl;
   }
   timing.Write(options.time_path);
   std::cout << timing.Summary();

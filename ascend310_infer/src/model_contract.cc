@@ -41,7 +41,7 @@ Canvas CanvasOfModel(const std::vector<Shape>& input_shapes, const Options& opti
                       options.keep_ratio};
   if (options.image_width.value_or(canvas.width) != canvas.width ||
       options.image_height.value_or(canvas.height) != canvas.height) {
-    throw UserError("takes pictures of width " + std::to_string(canvas.width) + " and height " +
+    throw UserError("takes images of width " + std::to_string(canvas.width) + " and height " +
                     std::to_string(canvas.height) +
                     "; the IMAGE_WIDTH and IMAGE_HEIGHT given contradict it. Leave them out");
   }

@@ -13,7 +13,7 @@ namespace {
 const std::map<std::string, Device> kDevices = {
     {"Ascend310", Device::kAscend310}, {"Ascend", Device::kAscend}, {"GPU", Device::kGpu}, {"CPU", Device::kCpu}};
 
-constexpr int kLargestInt = 1 << 20;  // far above any picture or device number, far below overflow
+constexpr int kLargestInt = 1 << 20;  // far above any image or device number, far below overflow
 
 using Setter = std::function<void(const std::string&)>;
 
@@ -34,7 +34,7 @@ std::map<std::string, Setter> Setters(Options* options) {
 }  // namespace
 
 std::string Usage() {
-  return "Usage: main --mindir_path=MODEL.mindir --dataset_path=PICTURES --device_type=Ascend310|Ascend|GPU|CPU\n"
+  return "Usage: main --mindir_path=MODEL.mindir --dataset_path=IMAGES --device_type=Ascend310|Ascend|GPU|CPU\n"
          "            [--device_id=0] [--image_width=W --image_height=H] [--keep_ratio=true|false]\n"
          "            [--result_path=./result_Files] [--time_path=./time_Result]\n";
 }

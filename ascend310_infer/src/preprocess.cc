@@ -6,16 +6,16 @@
 
 #include "error.h"
 #include "files.h"
-#include "picture_header.h"
+#include "image_header.h"
 
 namespace detector {
 namespace {
 
-constexpr uintmax_t kMaxPictureBytes = 128 << 20;
-// Twice Pillow's Image.MAX_IMAGE_PIXELS, where the Python programs refuse a picture too.
+constexpr uintmax_t kMaxImageBytes = 128 << 20;
+// Twice Pillow's Image.MAX_IMAGE_PIXELS, where the Python programs refuse an image too.
 constexpr int64_t kMaxPixels = 2 * (int64_t{1 << 30} / 4 / 3);
 
-// RGB, of the ImageNet pictures the backbones were trained on
+// RGB, of the ImageNet images the backbones were trained on
 constexpr std::array<double, 3> kPixelMean = {123.675, 116.28, 103.53};
 constexpr std::array<double, 3> kPixelStd = {58.395, 57.12, 57.375};
 
@@ -39,22 +39,22 @@ cv::Mat BytesOf16Bit(const cv::Mat& deep) {
 }
 
 cv::Mat DecodeRgb(const Bytes& content) {
-  const PictureHeader header = ReadHeader(content);
+  const ImageHeader header = ReadHeader(content);
   if (header.height > 0 && header.width > kMaxPixels / header.height) {  // the product may be too large to compute
     throw UserError("is too large (" + std::to_string(header.width) + " x " + std::to_string(header.height) +
                     " pixels; the limit is " + std::to_string(kMaxPixels) + ")");
   }
-  cv::Mat picture;
+  cv::Mat image;
   try {
-    picture = cv::imdecode(content, cv::IMREAD_COLOR | cv::IMREAD_IGNORE_ORIENTATION | cv::IMREAD_ANYDEPTH);
+    image = cv::imdecode(content, cv::IMREAD_COLOR | cv::IMREAD_IGNORE_ORIENTATION | cv::IMREAD_ANYDEPTH);
   } catch (const cv::Exception& error) {
     throw UserError("cannot be decoded (" + error.err + ")");
   }
-  if (picture.empty()) throw UserError("is damaged or cut off");
-  if (picture.depth() == CV_16U) picture = BytesOf16Bit(picture);
-  if (picture.depth() != CV_8U) throw UserError("has neither 8 nor 16 bits a channel");
-  cv::cvtColor(picture, picture, cv::COLOR_BGR2RGB);
-  return picture;
+  if (image.empty()) throw UserError("is damaged or cut off");
+  if (image.depth() == CV_16U) image = BytesOf16Bit(image);
+  if (image.depth() != CV_8U) throw UserError("has neither 8 nor 16 bits a channel");
+  cv::cvtColor(image, image, cv::COLOR_BGR2RGB);
+  return image;
 }
 
 cv::Mat ResizeBy(const cv::Mat& rgb, double scale) {
@@ -65,8 +65,8 @@ cv::Mat ResizeBy(const cv::Mat& rgb, double scale) {
   return resized;
 }
 
-// On a canvas at least as wide as high the picture's long side is held to the canvas's long side and its short side to
-// the short one, whatever its orientation; a portrait picture that is then too high is resized once more, from the
+// On a canvas at least as wide as high the image's long side is held to the canvas's long side and its short side to
+// the short one, whatever its orientation; a portrait image that is then too high is resized once more, from the
 // result, as the published system does. A canvas higher than wide takes the largest factor that fits at once.
 Resized ResizeKeepingRatio(const cv::Mat& rgb, const Canvas& canvas) {
   const double width = rgb.cols, height = rgb.rows;
@@ -119,7 +119,7 @@ std::vector<float> NormalizeToCanvas(const cv::Mat& rgb, const Canvas& canvas) {
 }  // namespace
 
 cv::Mat ReadRgb(const std::filesystem::path& path) {
-  const Bytes content = ReadFile(path, kMaxPictureBytes);
+  const Bytes content = ReadFile(path, kMaxImageBytes);
   try {
     return DecodeRgb(content);
   } catch (const UserError& error) {

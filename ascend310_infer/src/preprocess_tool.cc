@@ -1,4 +1,4 @@
-// Writes what the network would see of one picture: for comparing with src/transforms.py, and for looking at.
+// Writes what the network would see of one image: for comparing with src/transforms.py, and for looking at.
 #include <exception>
 #include <iostream>
 
@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr char kUsage[] = "Usage: preprocess_tool PICTURE OUT.bin WIDTH HEIGHT KEEP_RATIO\n"
+constexpr char kUsage[] = "Usage: preprocess_tool IMAGE OUT.bin WIDTH HEIGHT KEEP_RATIO\n"
                           "OUT.bin holds float32 numbers: the four of the metadata, then 3 x HEIGHT x WIDTH\n";
 
 void Preprocess(char** argv) {

@@ -9,14 +9,14 @@ namespace detector {
 
 void Timing::Add(Clock::duration elapsed) {
   total_ += elapsed;
-  ++num_pictures_;
+  ++num_images_;
 }
 
 std::string Timing::Summary() const {
-  if (num_pictures_ == 0) throw std::logic_error("an average of no pictures");
+  if (num_images_ == 0) throw std::logic_error("an average of no images");
   const double total_ms = std::chrono::duration<double, std::milli>(total_).count();
   std::ostringstream line;
-  line << "NN inference cost average time: " << total_ms / num_pictures_ << " ms of infer_count " << num_pictures_
+  line << "NN inference cost average time: " << total_ms / num_images_ << " ms of infer_count " << num_images_
        << '\n';
   return line.str();
 }

@@ -10,8 +10,8 @@
 #include "files.h"
 #include "model_contract.h"
 #include "options.h"
-#include "picture_header.h"
-#include "picture_list.h"
+#include "image_header.h"
+#include "image_list.h"
 #include "timing.h"
 
 namespace {
@@ -73,7 +73,7 @@ void TestOptions() {
   for (const auto& [argument, words] : std::vector<std::pair<std::string, std::string>>{
            {"--device_id=-1", "device_id"}, {"--device_id=1x", "'1x'"}, {"--image_width=0", "from 1"},
            {"--image_width=99999999999", "image_width"}, {"--keep_ratio=yes", "true or false"},
-           {"--device_type=GPU", "twice"}, {"--with=1", "'--with' is not a flag"}, {"picture.png", "--key=value"},
+           {"--device_type=GPU", "twice"}, {"--with=1", "'--with' is not a flag"}, {"image.png", "--key=value"},
            {"--result_path=", "no value"}}) {
     CheckThrows<detector::UsageError>([&, text = argument] { with(text); }, words);
   }
@@ -85,23 +85,23 @@ void TestOptions() {
   }
 }
 
-void TestPictureList() {
+void TestImageList() {
   const TemporaryFolder folder;
-  CheckThrows<detector::UserError>([&] { detector::ListPictures(folder / "none"); }, "none: is not a folder");
-  CheckThrows<detector::UserError>([&] { detector::ListPictures(folder / ""); }, "holds no picture");
+  CheckThrows<detector::UserError>([&] { detector::ListImages(folder / "none"); }, "none: is not a folder");
+  CheckThrows<detector::UserError>([&] { detector::ListImages(folder / ""); }, "holds no image");
   for (const char* name : {"notes.txt", "noextension", ".hidden.jpg", ".jpg"}) Touch(folder / name);
   fs::create_directory(folder / "folder.png");
   fs::create_symlink(folder / "none", folder / "link.png");
-  CheckThrows<detector::UserError>([&] { detector::ListPictures(folder / ""); },
-                                   "holds no picture; expected files named .bmp, .jfif, .jpe, .jpeg, .jpg, .png or "
+  CheckThrows<detector::UserError>([&] { detector::ListImages(folder / ""); },
+                                   "holds no image; expected files named .bmp, .jfif, .jpe, .jpeg, .jpg, .png or "
                                    ".webp; 6 other files or folders left out: ");
   const std::vector<std::string> names = {"a b.png", "b.JPG",  "c.d.webp", "e.JFIF",
                                           "f.jpe",   "g.jpeg", "j.bmp"};
   for (const std::string& name : names) Touch(folder / name);
-  const auto [pictures, left_out] = detector::ListPictures(folder / "");
-  Check(pictures.size() == names.size(), "seven pictures");
-  for (size_t i = 0; i < names.size(); ++i) Check(pictures[i].filename() == names[i], names[i] + " sorted by name");
-  Check(pictures[2].stem() == "c.d", "only the last extension goes");
+  const auto [images, left_out] = detector::ListImages(folder / "");
+  Check(images.size() == names.size(), "seven images");
+  for (size_t i = 0; i < names.size(); ++i) Check(images[i].filename() == names[i], names[i] + " sorted by name");
+  Check(images[2].stem() == "c.d", "only the last extension goes");
   Check(detector::LeftOutLine(left_out) == "6 other files or folders left out: .hidden.jpg; .jpg; folder.png; link.png; "
                                            "noextension; notes.txt", "what is left out");
   Check(detector::LeftOutLine(std::vector<fs::path>(12, "a")) ==
@@ -109,7 +109,7 @@ void TestPictureList() {
   Check(detector::LeftOutLine({"x/a"}) == "1 other file or folder left out: a" && detector::LeftOutLine({}).empty(),
         "one or nothing left out");
   Touch(folder / "b.png");
-  CheckThrows<detector::UserError>([&] { detector::ListPictures(folder / ""); }, "the same result files");
+  CheckThrows<detector::UserError>([&] { detector::ListImages(folder / ""); }, "the same result files");
 }
 
 void TestDetections() {
@@ -152,14 +152,14 @@ void TestHeaders() {
   // A JPEG whose thumbnail segment holds an end marker, with and without one of its own.
   const std::string jpeg("\xFF\xD8\xFF\xE1\0\x04\xFF\xD9\xFF\xC0\0\x07\x08\0\x05\0\x06\xFF\xDA\0\x02zzz", 24);
   CheckThrows<detector::UserError>([&] { detector::ReadHeader(BytesOf(jpeg)); }, "is cut off");
-  const detector::PictureHeader header = detector::ReadHeader(BytesOf(jpeg + "\xFF\xD9"));
+  const detector::ImageHeader header = detector::ReadHeader(BytesOf(jpeg + "\xFF\xD9"));
   Check(header.height == 5 && header.width == 6, "size of a JPEG");
   for (size_t length = 3; length < jpeg.size(); ++length) {
     CheckThrows<detector::UserError>([&] { detector::ReadHeader(BytesOf(jpeg.substr(0, length))); }, "is cut off");
   }
   CheckThrows<detector::UserError>([] { detector::ReadHeader(BytesOf("\x89PNG\r\n\x1A\n")); }, "is cut off");
-  CheckThrows<detector::UserError>([] { detector::ReadHeader(BytesOf("GIF89a")); }, "is not a picture");
-  CheckThrows<detector::UserError>([] { detector::ReadHeader(BytesOf("<html>")); }, "is not a picture");
+  CheckThrows<detector::UserError>([] { detector::ReadHeader(BytesOf("GIF89a")); }, "is not an image");
+  CheckThrows<detector::UserError>([] { detector::ReadHeader(BytesOf("<html>")); }, "is not an image");
 }
 
 void TestModelContract() {
@@ -188,7 +188,7 @@ void TestModelContract() {
 void TestTiming() {
   const TemporaryFolder folder;
   detector::Timing timing;
-  CheckThrows<std::logic_error>([&] { timing.Write(folder / ""); }, "no pictures");
+  CheckThrows<std::logic_error>([&] { timing.Write(folder / ""); }, "no images");
   timing.Add(std::chrono::microseconds(1500));
   timing.Add(std::chrono::microseconds(2500));
   timing.Write(folder / "");
@@ -201,7 +201,7 @@ void TestTiming() {
 
 int main() {
   TestOptions();
-  TestPictureList();
+  TestImageList();
   TestDetections();
   TestFiles();
   TestHeaders();

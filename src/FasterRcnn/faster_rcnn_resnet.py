@@ -31,7 +31,7 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
 
     Inputs:
         - **img_data** (Tensor) - (B, 3, H, W) float32, the normalised canvas.
-        - **img_metas** (Tensor) - (B, 4) float32: height and width of the picture on the canvas, scale_h, scale_w.
+        - **img_metas** (Tensor) - (B, 4) float32: height and width of the image on the canvas, scale_h, scale_w.
           Not used in training.
         - **gt_bboxes** (Tensor) - (B, G, 4) float32 xyxy in pixels of the canvas. Training only, as the next two.
         - **gt_labels** (Tensor) - (B, G) int32, 1 = first foreground class.
@@ -169,7 +169,7 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         return ops.stop_gradient(rois), ops.stop_gradient(labels), ops.stop_gradient(deltas), ops.stop_gradient(valid)
 
     def detect(self, img_data, img_metas):
-        """Detections in pixels of the pictures.
+        """Detections in pixels of the images.
 
         Args:
             img_data, img_metas (Tensor): as in the class.

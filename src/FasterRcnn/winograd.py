@@ -16,7 +16,7 @@ _OUT = 4
 _POINTS = {3: (0.0, 0.75, -0.75, 1.5, -1.5), 2: (0.5, -0.5, 1.5, -1.5)}
 # Smaller results gain little, and every use compiles longer; see benchmarks/NOTES.md.
 _MIN_OUTPUTS = 400_000
-# More values at once, 64 MiB, are computed picture by picture, and where one picture has more, in thirds of them.
+# More values at once, 64 MiB, are computed image by image, and where one image has more, in thirds of them.
 _MAX_VALUES = 2**24
 _THIRDS = 3
 
@@ -67,7 +67,7 @@ class Conv3x3(nn.Conv2d):
     A tile of 6 x 6 pixels and the filter are each taken to 36 values, whose products, summed over channels, go back to
     4 x 4 pixels: 36 multiplications instead of 144; at stride 2, a tile of 9 x 9 and 81 values. Results differ from
     those of the plain convolution by about 1e-5 of their spread, gradients too. The plain one computes results of fewer
-    than 400,000 values a picture, and maps with a side that 4 * stride does not divide.
+    than 400,000 values an image, and maps with a side that 4 * stride does not divide.
 
     Args:
         in_channels, out_channels (int): channels.
@@ -203,7 +203,7 @@ class _ByValues(nn.Cell):
         return (part,) if len(total) == 0 else (tuple_getitem(total, 0) + part,)
 
     def taken(self, maps, piece, after):
-        """Pictures from the first to before the last, when what they come after is computed."""
+        """Images from the first to before the last, when what they come after is computed."""
         first, last = piece
         maps = ops.depend(maps, after)
         return (
@@ -249,19 +249,19 @@ def _pays(winograd: bool, shape: tuple[int, ...], stride: int, out_channels: int
 @ops.constexpr
 def _kind(shape: tuple[int, ...], stride: int) -> int:
     """Key of the algorithm for maps (B, C, H, W) in ``_BY_VALUES``."""
-    return stride * (_THIRDS if _picture_values(shape, stride) > _MAX_VALUES else 1)
+    return stride * (_THIRDS if _image_values(shape, stride) > _MAX_VALUES else 1)
 
 
 @ops.constexpr
 def _pieces(shape: tuple[int, ...], stride: int) -> tuple[tuple[int, int], ...]:
-    """First picture and the one after the last of every part that is computed at once: all, or each picture alone."""
+    """First image and the one after the last of every part that is computed at once: all, or each image alone."""
     batch = shape[0]
-    if batch * _picture_values(shape, stride) <= _MAX_VALUES:
+    if batch * _image_values(shape, stride) <= _MAX_VALUES:
         return ((0, batch),)
-    return tuple((picture, picture + 1) for picture in range(batch))
+    return tuple((image, image + 1) for image in range(batch))
 
 
-def _picture_values(shape: tuple[int, ...], stride: int) -> int:
+def _image_values(shape: tuple[int, ...], stride: int) -> int:
     # Of x, not of the result; here both have as many channels.
     return math.prod(shape[1:]) * len(transforms(stride)[0]) ** 2 // (_OUT * stride) ** 2
 

@@ -81,7 +81,7 @@ class RoiLayer(Mapping):
 
 @dataclass(frozen=True, kw_only=True)
 class _Data:
-    """Data: pictures, annotations, record files"""
+    """Data: images, annotations, record files"""
 
     dataset: str
     coco_root: str
@@ -564,7 +564,7 @@ def _derive(values: dict[str, Any], flags: Mapping[str, str]) -> None:
     if "mindrecord_dir" not in flags and values["mindrecord_dir"] in PLACEHOLDER_MINDRECORD_DIRS:
         root = values["coco_root"]
         if values["dataset"] == "other" and root == PLACEHOLDER_COCO_ROOT and values["image_dir"]:
-            root = values["image_dir"]  # no COCO folder was named: the records go beside the pictures
+            root = values["image_dir"]  # no COCO folder was named: the records go beside the images
         values["mindrecord_dir"] = str(Path(root) / MINDRECORD_FOLDER)
 
 

@@ -168,7 +168,7 @@ EQUAL_KEYS = (
     ("rpn_in_channels", "fpn_out_channels", "the channels of a pyramid level"),
     ("roi_align_out_channels", "fpn_out_channels", "the channels of a pyramid level"),
     ("rcnn_in_channels", "fpn_out_channels", "the channels of a pyramid level"),
-    ("num_bboxes_stage2", "rpn_proposal_max_num", "the proposals per picture in training"),
+    ("num_bboxes_stage2", "rpn_proposal_max_num", "the proposals per image in training"),
 )
 
 # (key, the key it must not exceed, why)

@@ -6,11 +6,11 @@ from tests.cpp.builds import LITE_HOME, build, missing_for_program, missing_tool
 
 
 @pytest.fixture(scope="session")
-def picture_tools(tmp_path_factory):
+def image_tools(tmp_path_factory):
     """The folder with preprocess_tool and unit_tests, built without MindSpore Lite."""
     if missing_tools():
         pytest.skip(reason(missing_tools()))
-    return build(tmp_path_factory.mktemp("picture tools"), "-DWITH_LITE=OFF")
+    return build(tmp_path_factory.mktemp("image tools"), "-DWITH_LITE=OFF")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ NEWEST_READABLE_VERSION = 1
 
 
 class SmallDetector(nn.Cell):
-    """Boxes shifted by the picture's mean, labels and mask that show the metadata.
+    """Boxes shifted by the image's mean, labels and mask that show the metadata.
 
     Args:
         boxes (np.ndarray): (1, 4, 5) float32, one row for each number of the metadata.

@@ -22,14 +22,14 @@ def model(tmp_path_factory, program):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder with two pictures and a file that is none."""
-    folder = tmp_path / "my pictures"
+def images(tmp_path):
+    """A folder with two images and a file that is none."""
+    folder = tmp_path / "my images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name, shape in (("a b.png", (48, 70, 3)), ("tall.c.png", (90, 30, 3))):
         assert cv2.imwrite(str(folder / name), rng.integers(0, 256, shape, np.uint8))
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -47,15 +47,15 @@ def run(program, folder, *flags, mindir, dataset, device="CPU"):
 
 
 @pytest.mark.parametrize("keep_ratio", [True, False])
-def test_outputs_of_every_picture(program, model, pictures, tmp_path, keep_ratio):
-    result = run(program, tmp_path, f"--keep_ratio={keep_ratio}", mindir=model, dataset=pictures)
+def test_outputs_of_every_image(program, model, images, tmp_path, keep_ratio):
+    result = run(program, tmp_path, f"--keep_ratio={keep_ratio}", mindir=model, dataset=images)
     assert result.returncode == 0, result.stderr
     names = ["a b", "tall.c"]
     assert sorted(p.name for p in (tmp_path / "result_Files").iterdir()) == [
         f"{name}_{number}.bin" for name in names for number in range(3)
     ]
     for name in names:
-        image, metadata = evaluation_input(read_rgb(pictures / f"{name}.png"), Canvas(WIDTH, HEIGHT, keep_ratio))
+        image, metadata = evaluation_input(read_rgb(images / f"{name}.png"), Canvas(WIDTH, HEIGHT, keep_ratio))
         boxes, labels, mask = (
             np.fromfile(tmp_path / "result_Files" / f"{name}_{number}.bin", dtype)
             for number, dtype in enumerate((np.float32, np.int32, np.bool_))
@@ -65,25 +65,25 @@ def test_outputs_of_every_picture(program, model, pictures, tmp_path, keep_ratio
         assert mask.tolist() == (metadata > 1.5).tolist()
 
 
-def test_timing_line(program, model, pictures, tmp_path):
-    result = run(program, tmp_path, mindir=model, dataset=pictures)
+def test_timing_line(program, model, images, tmp_path):
+    result = run(program, tmp_path, mindir=model, dataset=images)
     line = (tmp_path / "time_Result/test_perform_static.txt").read_text()
     assert line.startswith("NN inference cost average time: ") and line.endswith(" ms of infer_count 2\n")
     assert float(line.split()[5]) > 0
     assert "1 other file or folder left out: notes.txt\n" in result.stdout
-    assert line in result.stdout and f"2 pictures, input {WIDTH} x {HEIGHT}, CPU 0" in result.stdout
+    assert line in result.stdout and f"2 images, input {WIDTH} x {HEIGHT}, CPU 0" in result.stdout
 
 
-def test_a_size_that_contradicts_the_model(program, model, pictures, tmp_path):
+def test_a_size_that_contradicts_the_model(program, model, images, tmp_path):
     assert (
         run(
-            program, tmp_path, f"--image_width={WIDTH}", f"--image_height={HEIGHT}", mindir=model, dataset=pictures
+            program, tmp_path, f"--image_width={WIDTH}", f"--image_height={HEIGHT}", mindir=model, dataset=images
         ).returncode
         == 0
     )
-    result = run(program, tmp_path, "--image_width=1280", "--image_height=768", mindir=model, dataset=pictures)
+    result = run(program, tmp_path, "--image_width=1280", "--image_height=768", mindir=model, dataset=images)
     assert result.returncode == 1
-    assert f"{model}: takes pictures of width {WIDTH} and height {HEIGHT}" in result.stderr
+    assert f"{model}: takes images of width {WIDTH} and height {HEIGHT}" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -96,22 +96,22 @@ def test_a_size_that_contradicts_the_model(program, model, pictures, tmp_path):
     ],
     ids=["batch of two", "labels float32", "no mask", "newer MindIR"],
 )
-def test_models_that_do_not_fit(program, pictures, tmp_path, arguments, options, words):
+def test_models_that_do_not_fit(program, images, tmp_path, arguments, options, words):
     path = export(tmp_path / "other.mindir", SmallDetector(BOXES, **arguments), **options)
-    result = run(program, tmp_path, mindir=path, dataset=pictures)
+    result = run(program, tmp_path, mindir=path, dataset=images)
     assert result.returncode == 1, result.stderr
     assert f"ERROR: {path}: " in result.stderr and words in result.stderr
     assert list((tmp_path / "result_Files").iterdir()) == []
 
 
-def test_boxes_and_mask_of_different_length(program, pictures, tmp_path):
+def test_boxes_and_mask_of_different_length(program, images, tmp_path):
     path = export(tmp_path / "other.mindir", SmallDetector(BOXES[:, :1]))
-    result = run(program, tmp_path, mindir=path, dataset=pictures)
+    result = run(program, tmp_path, mindir=path, dataset=images)
     assert result.returncode == 1
     assert "outputs have 20, 16 and 4 bytes" in result.stderr
 
 
-def test_files_that_are_not_models(program, pictures, tmp_path):
+def test_files_that_are_not_models(program, images, tmp_path):
     (tmp_path / "empty.mindir").touch()
     (tmp_path / "text.mindir").write_text("not a model")
     for path, words in (
@@ -120,33 +120,33 @@ def test_files_that_are_not_models(program, pictures, tmp_path):
         (tmp_path / "empty.mindir", "is empty"),
         (tmp_path / "text.mindir", "cannot build it"),
     ):
-        result = run(program, tmp_path, mindir=path, dataset=pictures)
+        result = run(program, tmp_path, mindir=path, dataset=images)
         assert (result.returncode, f"ERROR: {path}: " in result.stderr, words in result.stderr) == (1, True, True), (
             result.stderr
         )
 
 
-def test_a_bad_picture_stops_the_run(program, model, pictures, tmp_path):
-    bad = pictures / "bad.png"
-    bad.write_text("no picture")
-    result = run(program, tmp_path, mindir=model, dataset=pictures)
+def test_a_bad_image_stops_the_run(program, model, images, tmp_path):
+    bad = images / "bad.png"
+    bad.write_text("no image")
+    result = run(program, tmp_path, mindir=model, dataset=images)
     assert result.returncode == 1
-    assert f"ERROR: {bad}: is not a picture" in result.stderr
+    assert f"ERROR: {bad}: is not an image" in result.stderr
     assert not list((tmp_path / "result_Files").glob("bad*"))
     assert not (tmp_path / "time_Result/test_perform_static.txt").exists()
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
-def test_a_runtime_without_a_gpu_says_what_it_needs(program, model, pictures, tmp_path):
-    result = run(program, tmp_path, mindir=model, dataset=pictures, device="GPU")
+def test_a_runtime_without_a_gpu_says_what_it_needs(program, model, images, tmp_path):
+    result = run(program, tmp_path, mindir=model, dataset=images, device="GPU")
     assert result.returncode == 1
     assert "cannot build it for GPU 0" in result.stderr and "TensorRT" in result.stderr
 
 
 @pytest.mark.skipif(Path("/dev/davinci_manager").exists(), reason="this machine has an Ascend device")
 @pytest.mark.parametrize("device", ["Ascend", "Ascend310"])
-def test_a_runtime_without_ascend_says_what_it_needs(program, model, pictures, tmp_path, device):
-    result = run(program, tmp_path, "--device_id=3", mindir=model, dataset=pictures, device=device)
+def test_a_runtime_without_ascend_says_what_it_needs(program, model, images, tmp_path, device):
+    result = run(program, tmp_path, "--device_id=3", mindir=model, dataset=images, device=device)
     assert result.returncode == 1
     assert f"cannot build it for {device} 3" in result.stderr and "CANN" in result.stderr
 

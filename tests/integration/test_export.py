@@ -20,7 +20,7 @@ from tests.helpers import BCCD, REPO_ROOT, needs_shared
 from tests.unit.FasterRcnn.small_detector import randomise
 
 pytestmark = needs_shared
-NUM_PICTURES = 6
+NUM_IMAGES = 6
 CLASSES = ("background", "RBC", "WBC", "Platelets")
 OPTIONS = (
     "--device_target=CPU",
@@ -51,7 +51,7 @@ def run(script, *arguments, cwd):
 
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory):
-    """A folder with a random detector as checkpoint, ONNX and MINDIR, and a few real pictures below coco/."""
+    """A folder with a random detector as checkpoint, ONNX and MINDIR, and a few real images below coco/."""
     folder = tmp_path_factory.mktemp("forms")
     net = randomise(build_detector(load_config([*OPTIONS, f"--coco_classes={list(CLASSES)}"])), 7)
     write_checkpoint(net.parameters_dict(), folder / "detector.ckpt", {META_CLASSES: ",".join(CLASSES)})
@@ -72,12 +72,12 @@ def forms(tmp_path_factory):
 
 
 def outputs_of(folder):
-    """Name, id and outputs of the ONNX file for each picture."""
+    """Name, id and outputs of the ONNX file for each image."""
     model = load_model(folder / "detector.onnx", load_config(["--device_target=CPU"]))
     content = json.loads((BCCD / "annotations" / "instances_val2017.json").read_text())
-    for image in content["images"][:NUM_PICTURES]:
-        picture, meta = evaluation_input(read_rgb(BCCD / "val2017" / image["file_name"]), model.info.canvas)
-        yield image, [output[0] for output in model(picture[None], meta[None])]
+    for image in content["images"][:NUM_IMAGES]:
+        pixels, meta = evaluation_input(read_rgb(BCCD / "val2017" / image["file_name"]), model.info.canvas)
+        yield image, [output[0] for output in model(pixels[None], meta[None])]
 
 
 def truth_of(folder):
@@ -107,7 +107,7 @@ def truth_of(folder):
 
 
 def write_result_files(folder):
-    """The three files per picture of the C++ program, written from the definition."""
+    """The three files per image of the C++ program, written from the definition."""
     (folder / "result_Files").mkdir(exist_ok=True)
     for image, outputs in outputs_of(folder):
         for number, (output, kind) in enumerate(zip(outputs, ("<f4", "<i4", "?"), strict=True)):
@@ -134,7 +134,7 @@ def test_every_form_gives_the_same_twelve_figures(forms):
         text = run(*command, f"--eval_output_path={name}", cwd=forms)
         assert text.count(" Average Precision ") == 6 and text.count(" Average Recall ") == 6
         metrics = json.loads((forms / name / "metrics.json").read_text())
-        assert metrics["num_images"] == NUM_PICTURES
+        assert metrics["num_images"] == NUM_IMAGES
         figures[name] = [metrics[key] for key in METRIC_NAMES]
     assert figures["checkpoint"][0] > 0.05 and figures["checkpoint"][1] > 0.2
     for name, row in figures.items():
@@ -142,7 +142,7 @@ def test_every_form_gives_the_same_twelve_figures(forms):
 
 
 @pytest.mark.parametrize("model", ["detector.onnx", "detector.mindir"])
-def test_pictures_of_ones_own(forms, model):
+def test_images_of_ones_own(forms, model):
     names = [image["file_name"] for image, _ in outputs_of(forms)][:2]
     (forms / "mine").mkdir(exist_ok=True)
     for name in names:
@@ -151,11 +151,9 @@ def test_pictures_of_ones_own(forms, model):
     run("predict.py", f"--model={model}", "--input=mine", "--score_thr=0.2", f"--output_dir={model} found", cwd=forms)
     found = json.loads((forms / f"{model} found" / "predictions.json").read_text())
     expected = {image["file_name"]: detections_from_outputs(*outputs) for image, outputs in outputs_of(forms)}
-    assert [Path(picture["picture"]).name for picture in found["pictures"]] == sorted(names)
-    for picture in found["pictures"]:
-        detections = expected[Path(picture["picture"]).name]
-        assert [row["label"] for row in picture["detections"]] == detections.labels.tolist()
-        np.testing.assert_allclose(
-            [row["bbox_xyxy"] for row in picture["detections"]], detections.boxes_xyxy, atol=0.02
-        )
-        assert Path(forms / picture["drawn"]).is_file()
+    assert [Path(entry["picture"]).name for entry in found["pictures"]] == sorted(names)
+    for entry in found["pictures"]:
+        detections = expected[Path(entry["picture"]).name]
+        assert [row["label"] for row in entry["detections"]] == detections.labels.tolist()
+        np.testing.assert_allclose([row["bbox_xyxy"] for row in entry["detections"]], detections.boxes_xyxy, atol=0.02)
+        assert Path(forms / entry["drawn"]).is_file()

@@ -1,4 +1,4 @@
-"""predict.py as a user runs it: a checkpoint of random weights, generated pictures, a video, and mistakes."""
+"""predict.py as a user runs it: a checkpoint of random weights, generated images, a video, and mistakes."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from src.model_utils.config import load_config
 from src.sample_data import SampleSpec, make_sample_data
 from tests.helpers import REPO_ROOT
 
-NUM_PICTURES, NUM_FRAMES = 3, 5
+NUM_IMAGES, NUM_FRAMES = 3, 5
 CLASSES = ("disc", "square", "star")
 # A small canvas and few proposals. Random weights detect something everywhere, above this threshold.
 OPTIONS = (
@@ -48,20 +48,20 @@ def predict(*arguments, cwd):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures of three suffixes, a film of them, a bad picture, other files, and a checkpoint with its classes."""
+    """Images of three suffixes, a film of them, a bad image, other files, and a checkpoint with its classes."""
     folder = tmp_path_factory.mktemp("predict")
-    make_sample_data(folder / "data", SampleSpec(num_train=NUM_PICTURES, num_val=1))
+    make_sample_data(folder / "data", SampleSpec(num_train=NUM_IMAGES, num_val=1))
     (folder / "data" / "train2017").rename(folder / "photos")
-    pictures = [cv2.imread(str(path)) for path in sorted((folder / "photos").iterdir())]
-    writer = cv2.VideoWriter(str(folder / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, pictures[0].shape[1::-1])
+    images = [cv2.imread(str(path)) for path in sorted((folder / "photos").iterdir())]
+    writer = cv2.VideoWriter(str(folder / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, images[0].shape[1::-1])
     for number in range(NUM_FRAMES):
-        writer.write(pictures[number % NUM_PICTURES])
+        writer.write(images[number % NUM_IMAGES])
     writer.release()
     first, second = sorted((folder / "photos").iterdir())[:2]
     first.rename(first.with_suffix(".JFIF"))
-    assert cv2.imwrite(str(second.with_suffix(".tif")), pictures[1])
+    assert cv2.imwrite(str(second.with_suffix(".tif")), images[1])
     second.unlink()
-    (folder / "photos" / "bad.jpg").write_text("no picture")
+    (folder / "photos" / "bad.jpg").write_text("no image")
     (folder / "photos" / "notes.txt").touch()
     (folder / "photos" / "clip.mp4").write_bytes((folder / "film.mp4").read_bytes())
     ms.set_seed(1)
@@ -74,12 +74,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_folder_of_pictures(folder):
+def test_a_folder_of_images(folder):
     done = predict("--model=random.ckpt", "--input=photos", "--score_thr=0.02", *OPTIONS, cwd=folder)
     assert done.returncode == 0, done.stdout
     content = json.loads((folder / "predictions" / "predictions.json").read_text())
     assert (content["model"], content["class_names"], content["score_thr"]) == ("random.ckpt", list(CLASSES), 0.02)
-    assert len(content["pictures"]) == NUM_PICTURES
+    assert len(content["pictures"]) == NUM_IMAGES
     for entry in content["pictures"]:
         height, width = cv2.imread(str(folder / entry["picture"])).shape[:2]
         assert (entry["width"], entry["height"]) == (width, height)
@@ -90,10 +90,10 @@ def test_a_folder_of_pictures(folder):
         scores = [found["score"] for found in entry["detections"]]
         assert scores == sorted(scores, reverse=True) and min(scores) >= 0.02
     skipped = [line for line in done.stdout.splitlines() if line.startswith("WARNING: skipped: ")]
-    assert len(skipped) == 1 and "photos/bad.jpg: is not a picture" in skipped[0]
+    assert len(skipped) == 1 and "photos/bad.jpg: is not an image" in skipped[0]
     num_detections = sum(len(entry["detections"]) for entry in content["pictures"])
     last = done.stdout.splitlines()[-1]
-    assert last.startswith(f"{NUM_PICTURES} pictures, {num_detections} detections (")
+    assert last.startswith(f"{NUM_IMAGES} images, {num_detections} detections (")
     left_out = (
         "1 input skipped; 2 other files or folders left out: clip.mp4; notes.txt (a video is detected in when "
         "it is named by itself)"
@@ -101,7 +101,7 @@ def test_a_folder_of_pictures(folder):
     assert last.endswith(f"{left_out}; drawn copies in predictions, results in predictions/predictions.json")
     assert content["summary"].endswith(left_out)
     assert content["left_out"] == ["photos/clip.mp4", "photos/notes.txt"]
-    assert len(content["skipped"]) == 1 and content["skipped"][0].startswith("photos/bad.jpg: is not a picture")
+    assert len(content["skipped"]) == 1 and content["skipped"][0].startswith("photos/bad.jpg: is not an image")
 
 
 def test_a_video_into_a_table(folder):
@@ -123,7 +123,7 @@ def test_a_video_into_a_table(folder):
     original = cv2.VideoCapture(str(folder / "film.mp4")).read()[1]
     first = cv2.resize(capture.read()[1], original.shape[1::-1])
     assert np.abs(first.astype(int) - original).max() > 60  # something is drawn
-    assert np.abs(first.astype(int) - original).mean() < 60  # on that picture
+    assert np.abs(first.astype(int) - original).mean() < 60  # on that image
     assert sorted(path.name for path in (folder / "drawn").iterdir()) == ["film.mp4", "predictions.csv"]
 
 

@@ -32,7 +32,7 @@ def test_quick_start_from_nothing(tmp_path):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["num_images"] == 48
     assert metrics["AP50"] >= 0.80
-    pictures = list((run / "detections").iterdir())
-    assert len(pictures) == 12
-    assert all(cv2.imread(str(path)) is not None for path in pictures)
+    images = list((run / "detections").iterdir())
+    assert len(images) == 12
+    assert all(cv2.imread(str(path)) is not None for path in images)
     assert (run / "loss_0.png").stat().st_size > 0

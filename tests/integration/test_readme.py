@@ -57,4 +57,4 @@ def test_the_shortest_commands_run_as_they_stand(tmp_path):
     assert metrics[0]["num_images"] == metrics[1]["num_images"] == 8
     assert metrics[0]["AP50"] == pytest.approx(metrics[1]["AP50"], abs=0.02)
     listed = json.loads((tmp_path / "predictions" / "predictions.json").read_text())["pictures"]
-    assert len(listed) == 8 and all(Path(tmp_path, picture["drawn"]).is_file() for picture in listed)
+    assert len(listed) == 8 and all(Path(tmp_path, image["drawn"]).is_file() for image in listed)

@@ -1,7 +1,7 @@
 """Situations that users of detectors have reported, each as a small data set with the value that is right.
 
-A detector of random weights finds boxes in generated pictures. They are taken as the ground truth, so that its AP is 1
-by definition wherever the program scores these pictures with the settings of these weights: but for some boxes without
+A detector of random weights finds boxes in generated images. They are taken as the ground truth, so that its AP is 1
+by definition wherever the program scores these images with the settings of these weights: but for some boxes without
 area among hundreds, which nothing can match.
 """
 
@@ -25,27 +25,27 @@ from src.transforms import read_rgb
 from tests.unit.FasterRcnn.small_detector import CLASSES, SETTINGS, config_of, randomise
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
-NUM_PICTURES = 4
+NUM_IMAGES = 4
 RIGHT_AP = pytest.approx(1, abs=0.02)
 
 
 def paint(path, number):
     """Rectangles of plain colours on noise."""
     rng = np.random.default_rng(number)
-    picture = rng.integers(0, 256, (60, 100, 3), np.uint8)
+    image = rng.integers(0, 256, (60, 100, 3), np.uint8)
     for _ in range(4):
         x, y = rng.integers(0, 70), rng.integers(0, 40)
-        picture[y : y + 20, x : x + 30] = rng.integers(0, 256, 3)
-    cv2.imwrite(str(path), picture)
+        image[y : y + 20, x : x + 30] = rng.integers(0, 256, 3)
+    cv2.imwrite(str(path), image)
 
 
 def truth_of(model, folder):
-    """What the model finds in the pictures of a folder, as a COCO file."""
+    """What the model finds in the images of a folder, as a COCO file."""
     images, rows = [], []
     for number, path in enumerate(sorted(folder.iterdir()), start=1):
-        picture = read_rgb(path)
-        images.append({"id": number, "file_name": path.name, "width": picture.shape[1], "height": picture.shape[0]})
-        (found,) = detect(model, [picture])
+        image = read_rgb(path)
+        images.append({"id": number, "file_name": path.name, "width": image.shape[1], "height": image.shape[0]})
+        (found,) = detect(model, [image])
         for (x1, y1, x2, y2), label in zip(found.boxes_xyxy.tolist(), found.labels.tolist(), strict=True):
             if x2 <= x1 or y2 <= y1:
                 continue
@@ -65,17 +65,17 @@ def truth_of(model, folder):
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
-    """A checkpoint of unusual settings, pictures in val2017, and the model loaded with no flag about either."""
+    """A checkpoint of unusual settings, images in val2017, and the model loaded with no flag about either."""
     root = tmp_path_factory.mktemp("cases")
     config = config_of("--stem_pool_pad=symmetric", "--anchor_scales=[6]", **SETTINGS)
     network = randomise(build_detector(config), 49)
     write_checkpoint(network.parameters_dict(), root / "detector.ckpt", notes_of(config))
     (root / "val2017").mkdir()
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         paint(root / "val2017" / f"{number}.png", number)
     model = load_model(root / "detector.ckpt", load_config(["--device_target=CPU", "--compile_cache_path="]))
     truth = truth_of(model, root / "val2017")
-    assert len(truth["annotations"]) > 10 * NUM_PICTURES
+    assert len(truth["annotations"]) > 10 * NUM_IMAGES
     return root, model, truth
 
 
@@ -124,7 +124,7 @@ def test_a_flag_that_would_shift_classes_or_boxes_is_refused(detector, flag):
         load_model(detector[0] / "detector.ckpt", load_config(["--device_target=CPU", flag]))
 
 
-def test_the_pictures_named_are_the_pictures_scored(detector, tmp_path):
+def test_the_images_named_are_the_images_scored(detector, tmp_path):
     root = detector[0]
     black = root / "val_black"
     shutil.copytree(root / "val2017", black, dirs_exist_ok=True)

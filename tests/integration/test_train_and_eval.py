@@ -1,4 +1,4 @@
-"""The commands of the README on real pictures: train a few steps, load the checkpoint, score every picture."""
+"""The commands of the README on real images: train a few steps, load the checkpoint, score every image."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def read_losses(path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two epochs over the first pictures of the real set; (folder, its standard output)."""
+    """A run of two epochs over the first images of the real set; (folder, its standard output)."""
     folder = tmp_path_factory.mktemp("run")
     content = json.loads((BCCD / "annotations" / "instances_train2017.json").read_text())
     content["images"] = content["images"][:NUM_TRAIN]
@@ -97,9 +97,9 @@ def test_checkpoints_have_the_published_names(trained):
 
 
 @needs_shared
-def test_evaluation_scores_all_pictures(trained):
+def test_evaluation_scores_all_images(trained):
     folder, _ = trained
-    # 72 pictures do not fill the last batch of 5.
+    # 72 images do not fill the last batch of 5.
     result = run(
         "eval.py",
         *OPTIONS,
@@ -162,7 +162,7 @@ def test_mistakes_end_with_one_message(tmp_path, arguments, message):
 
 
 def train_on_samples(tmp_path, *flags):
-    """Train for two steps on generated pictures, in a folder with a blank in its name."""
+    """Train for two steps on generated images, in a folder with a blank in its name."""
     if not (tmp_path / "data").exists():
         subprocess.run(
             [

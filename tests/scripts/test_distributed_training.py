@@ -1,4 +1,4 @@
-"""Training with two processes on this machine, through the launcher, on real pictures."""
+"""Training with two processes on this machine, through the launcher, on real images."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.helpers import BCCD, REPO_ROOT, needs_shared
 
 CLASSES = "--coco_classes=['background','RBC','WBC','Platelets']"
 SIZES = ["--img_width=128", "--img_height=128"]
-# Nothing is left to chance and every picture weighs the same: all anchors and all rows of the box head are samples,
+# Nothing is left to chance and every image weighs the same: all anchors and all rows of the box head are samples,
 # each is positive or negative, and batch norms take no statistics of the batch.
 NO_CHANCE = [
     "--pos_iou_thr=0.5",
@@ -45,7 +45,7 @@ pytestmark = needs_shared
 
 @pytest.fixture
 def cells(tmp_path):
-    """Ten pictures of blood cells with two boxes each."""
+    """Ten images of blood cells with two boxes each."""
     root = tmp_path / "cells"
     (root / "annotations").mkdir(parents=True)
     (root / "train2017").symlink_to(BCCD / "train2017")
@@ -87,7 +87,7 @@ def run(project, script, *arguments, **environment):
 
 
 def test_two_processes_are_one_with_twice_the_batch(project, cells, start):
-    """Five steps: both ranks end with the same parameters, and with those of one process that saw both pictures."""
+    """Five steps: both ranks end with the same parameters, and with those of one process that saw both images."""
     path, before = start
     flags = [
         "tests/scripts/rank_program.py",
@@ -115,7 +115,7 @@ def test_two_processes_are_one_with_twice_the_batch(project, cells, start):
         np.testing.assert_allclose(first[name], single[name], rtol=0, atol=1e-5, err_msg=name)
     losses = [(project / f"train_parallel{rank}" / f"loss_{rank}.log").read_text().splitlines() for rank in range(2)]
     assert [len(lines) for lines in losses] == [5, 5]
-    # Each rank sees other pictures.
+    # Each rank sees other images.
     assert losses[0] != losses[1]
     # Rank 0 alone writes checkpoints.
     assert [str(found.relative_to(project)) for found in project.glob("train_parallel*/ckpt*/*")] == [
@@ -268,7 +268,7 @@ def hosts():
 
 
 def test_two_hosts(project, cells, hosts):
-    """The launcher is called on each, with the variables of a cluster; together they take half of the pictures each."""
+    """The launcher is called on each, with the variables of a cluster; together they take half of the images each."""
     variables = {"NNODES": "2", "MASTER_ADDR": "10.9.0.1", "MASTER_PORT": "8200"}
     arguments = [
         "1",

@@ -202,7 +202,7 @@ SMALL = (
 
 @needs_shared
 def test_train_and_evaluate_on_this_processor(caller):
-    """Two steps on real pictures, then the checkpoint on three others."""
+    """Two steps on real images, then the checkpoint on three others."""
     root = caller.folder / "cells"
     (root / "annotations").mkdir(parents=True)
     for subset, number in (("train2017", 4), ("val2017", 3)):

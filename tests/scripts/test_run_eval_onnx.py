@@ -1,4 +1,4 @@
-"""scripts/run_eval_onnx.sh, run for real on a few pictures and the smallest detector."""
+"""scripts/run_eval_onnx.sh, run for real on a few images and the smallest detector."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from src.FasterRcnn import build_detector
 from src.model_file import ModelInfo
 from src.onnx_graph import build_onnx
 from tests.helpers import REPO_ROOT
-from tests.unit.picture_sets import config_for, make_coco
+from tests.unit.image_sets import config_for, make_coco
 
 SCRIPT = REPO_ROOT / "scripts" / "run_eval_onnx.sh"
 USAGE = (
@@ -23,7 +23,7 @@ USAGE = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder with blanks: pictures in COCO layout below "coco", and model.onnx."""
+    """A folder with blanks: images in COCO layout below "coco", and model.onnx."""
     folder = tmp_path_factory.mktemp("my data")
     make_coco(folder / "coco", "val2017", 3)
     config = dataclasses.replace(config_for(folder / "coco"), resnet_block=(1, 1, 1, 1))
@@ -44,7 +44,7 @@ def run(script, *arguments, cwd):
     )
 
 
-def test_scores_every_picture_in_its_own_folder(project, data):
+def test_scores_every_image_in_its_own_folder(project, data):
     arguments = ["coco/annotations/instances_val2017.json", "model.onnx", "resnet_v1.5_50", "coco", "my records"]
     for expected_kept in (False, True):
         result = run(project / "scripts" / SCRIPT.name, *arguments, "--test_batch_size=2", cwd=data)

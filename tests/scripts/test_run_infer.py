@@ -28,9 +28,9 @@ def launch(script, folder, *arguments, **environment):
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """A folder, with a blank and a quote in its name, that holds a picture folder, annotations and a file "model"."""
+    """A folder, with a blank and a quote in its name, that holds an image folder, annotations and a file "model"."""
     folder = tmp_path / "it's my run"
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     (folder / "model").write_text("no model")
     (folder / "boxes.json").write_text("{}")
     return folder
@@ -41,7 +41,7 @@ def run_folder(tmp_path):
 
 @pytest.mark.parametrize("script", LAUNCHERS)
 def test_too_few_arguments_show_the_usage(tmp_path, script):
-    result = launch(script, tmp_path, "model", "pictures")
+    result = launch(script, tmp_path, "model", "images")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"Usage: {script} MINDIR_PATH DATA_PATH ANN")
     assert "[DEVICE_ID]" in result.stderr and "#" not in result.stderr
@@ -53,7 +53,7 @@ def test_too_few_arguments_show_the_usage(tmp_path, script):
 )
 @pytest.mark.parametrize("script", LAUNCHERS)
 def test_other_optional_arguments_show_the_usage(run_folder, script, options):
-    result = launch(script, run_folder, "model", "pictures", "boxes.json", *LAUNCHERS[script], *options)
+    result = launch(script, run_folder, "model", "images", "boxes.json", *LAUNCHERS[script], *options)
     assert (result.returncode, result.stderr.split()[:2]) == (2, ["Usage:", script])
 
 
@@ -96,7 +96,7 @@ def test_all_published_arguments_are_taken(run_folder, script):
         script,
         run_folder,
         "model",
-        "pictures",
+        "images",
         "boxes.json",
         *LAUNCHERS[script],
         "1280",
@@ -112,7 +112,7 @@ def test_all_published_arguments_are_taken(run_folder, script):
 @pytest.mark.parametrize("script", LAUNCHERS)
 @pytest.mark.parametrize("position, name", [(0, "MINDIR_PATH"), (1, "DATA_PATH"), (2, "ANNO_PATH")])
 def test_missing_paths_are_named(run_folder, script, position, name):
-    paths = ["model", "pictures", "boxes.json"]
+    paths = ["model", "images", "boxes.json"]
     paths[position] = "not $(here)"
     result = launch(script, run_folder, *paths, *LAUNCHERS[script])
     assert result.returncode == 1
@@ -121,7 +121,7 @@ def test_missing_paths_are_named(run_folder, script, position, name):
 
 
 def test_an_unknown_device_is_refused(run_folder):
-    result = launch("run_infer_cpp.sh", run_folder, "model", "pictures", "boxes.json", "TPU")
+    result = launch("run_infer_cpp.sh", run_folder, "model", "images", "boxes.json", "TPU")
     assert result.returncode == 2
     assert "ERROR: DEVICE_TYPE: 'TPU' is none of Ascend310, Ascend, GPU, CPU\nUsage: run_infer_cpp.sh" in result.stderr
 
@@ -131,13 +131,7 @@ def test_an_unknown_device_is_refused(run_folder):
 
 def test_a_failing_build_shows_the_end_of_its_log(run_folder):
     result = launch(
-        "run_infer_cpp.sh",
-        run_folder,
-        "model",
-        "pictures",
-        "boxes.json",
-        "CPU",
-        MS_LITE_HOME=str(run_folder / "no lite"),
+        "run_infer_cpp.sh", run_folder, "model", "images", "boxes.json", "CPU", MS_LITE_HOME=str(run_folder / "no lite")
     )
     assert result.returncode == 1
     assert "all of its output is in build.log" in result.stderr
@@ -149,7 +143,7 @@ BOXES = ((10.0, 5.0, 60.0, 45.0), (20.0, 20.0, 90.0, 40.0))  # of the two cats, 
 
 
 def coco_annotations():
-    """One picture with two cats at `BOXES`."""
+    """One image with two cats at `BOXES`."""
     annotations = [
         {
             "id": number,
@@ -170,12 +164,12 @@ def coco_annotations():
 
 @pytest.fixture
 def ready_folder(run_folder):
-    """`run_folder` with a picture, its annotations and a model that finds its two cats."""
+    """`run_folder` with an image, its annotations and a model that finds its two cats."""
     if missing_for_program():
         pytest.skip(reason(missing_for_program()))
     from tests.cpp.small_models import SmallDetector, export
 
-    assert cv2.imwrite(str(run_folder / "pictures/a cat's.png"), np.full((50, 100, 3), 90, np.uint8))
+    assert cv2.imwrite(str(run_folder / "images/a cat's.png"), np.full((50, 100, 3), 90, np.uint8))
     (run_folder / "boxes.json").write_text(json.dumps(coco_annotations()))
     rows = np.zeros((1, 4, 5), np.float32)
     rows[0, :2] = [(*box, 0.9) for box in BOXES]  # the mask is true on the first two rows
@@ -183,7 +177,7 @@ def ready_folder(run_folder):
     return run_folder
 
 
-ARGUMENTS = ("my model.mindir", "pictures", "boxes.json", "CPU", "true", "--coco_classes=['background','cat']")
+ARGUMENTS = ("my model.mindir", "images", "boxes.json", "CPU", "true", "--coco_classes=['background','cat']")
 
 
 def test_a_whole_run(ready_folder):
@@ -199,7 +193,7 @@ def test_a_whole_run(ready_folder):
         assert len(list((ready_folder / "result_Files").iterdir())) == 3
         assert (ready_folder / "result_Files.1").exists() == (run == 1)  # the first run's files are kept
     assert (ready_folder / "build.log").stat().st_size > 0
-    assert "1 pictures, input 128 x 64, CPU 0" in (ready_folder / "infer.log").read_text()
+    assert "1 images, input 128 x 64, CPU 0" in (ready_folder / "infer.log").read_text()
     assert (ready_folder / "time_Result/test_perform_static.txt").read_text().endswith("of infer_count 1\n")
 
 

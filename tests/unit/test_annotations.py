@@ -15,7 +15,7 @@ CLASSES = ("cat", "dog")
 
 
 def coco_content():
-    """Two pictures; categories unsorted, with an id 0, and not in the order of CLASSES."""
+    """Two images; categories unsorted, with an id 0, and not in the order of CLASSES."""
     return {
         "images": [
             {"id": 7, "file_name": "a.jpg", "width": 100, "height": 80},
@@ -93,8 +93,8 @@ def test_coco_boxes_are_corners_with_labels_by_name(tmp_path):
         (lambda c: c["annotations"][0].pop("bbox"), r"annotation 5 has bbox None"),
         (lambda c: c["images"][0].update(width=0), r"image 7 \(a\.jpg\) has width 0"),
         (lambda c: c["images"][0].pop("width"), r"has width None and height 80"),
-        (lambda c: c["images"][0].update(file_name="../x.jpg"), r"outside the picture folder"),
-        (lambda c: c["images"][0].update(file_name="/etc/passwd"), r"outside the picture folder"),
+        (lambda c: c["images"][0].update(file_name="../x.jpg"), r"outside the image folder"),
+        (lambda c: c["images"][0].update(file_name="/etc/passwd"), r"outside the image folder"),
         (lambda c: c["images"][0].update(file_name="a\0.jpg"), r"no usable file name"),
         (lambda c: c["images"][0].update(file_name=""), r"id 7 in 'images' has file_name ''"),
     ],
@@ -104,7 +104,7 @@ def test_faulty_coco_entries_are_named(tmp_path, change, message):
     change(content)
     with pytest.raises(UserError, match=message) as raised:
         read_coco(tmp_path, content)
-    assert "anno.json" in str(raised.value) or "picture folder" in str(raised.value) or "file name" in str(raised.value)
+    assert "anno.json" in str(raised.value) or "image folder" in str(raised.value) or "file name" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -132,14 +132,14 @@ def test_too_large_a_file_is_refused_unread(tmp_path, monkeypatch):
 
 
 def test_a_link_that_leaves_the_folder_is_refused(tmp_path):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     (tmp_path / "secret.jpg").touch()
-    (tmp_path / "pictures" / "a.jpg").symlink_to(tmp_path / "secret.jpg")
-    with pytest.raises(UserError, match="outside the picture folder"):
-        annotations.path_below((tmp_path / "pictures").resolve(), "a.jpg")
+    (tmp_path / "images" / "a.jpg").symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(UserError, match="outside the image folder"):
+        annotations.path_below((tmp_path / "images").resolve(), "a.jpg")
     # the folder itself may be a link
-    (tmp_path / "link").symlink_to(tmp_path / "pictures")
-    assert annotations.path_below((tmp_path / "link").resolve(), "b.jpg") == tmp_path.resolve() / "pictures" / "b.jpg"
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    assert annotations.path_below((tmp_path / "link").resolve(), "b.jpg") == tmp_path.resolve() / "images" / "b.jpg"
 
 
 def test_different_classes_are_an_error_that_lists_both(tmp_path):
@@ -213,7 +213,7 @@ def test_missing_annotation_files_are_named(tmp_path, flags, message):
         annotations.annotation_file(config_for(tmp_path, *flags), training=False)
 
 
-def test_missing_picture_folders_are_named(tmp_path):
+def test_missing_image_folders_are_named(tmp_path):
     with pytest.raises(UserError, match=r"train2017 does not exist; check coco_root and train_data_type"):
         annotations.image_folder(config_for(tmp_path), training=True)
     with pytest.raises(UserError, match=r"check image_dir"):
@@ -229,21 +229,17 @@ def test_txt_lines_of_all_kinds(tmp_path):
     lines = (
         "\ufefffirst.jpg 1,2,3.5,4,1 5,6,7,8,2,1 \r\n"  # byte order mark, Windows line end, trailing blank
         "\n"
-        '"my second picture.jpg"\t10,20,30,40,2\n'
+        '"my second image.jpg"\t10,20,30,40,2\n'
         "   sub/third.jpg\n"
     ).encode()
     first, second, third = read_txt(tmp_path, lines)
     assert [item.image_id for item in (first, second, third)] == [1, 2, 3]
-    assert (first.file_name, second.file_name, third.file_name) == (
-        "first.jpg",
-        "my second picture.jpg",
-        "sub/third.jpg",
-    )
+    assert (first.file_name, second.file_name, third.file_name) == ("first.jpg", "my second image.jpg", "sub/third.jpg")
     assert first.boxes_xyxy.tolist() == [[1, 2, 3.5, 4], [5, 6, 7, 8]]
     assert first.labels.tolist() == [1, 2]
     assert first.is_crowd.tolist() == [False, True]
     assert second.boxes_xyxy.tolist() == [[10, 20, 30, 40]]
-    assert second.box_name(0) == "my second picture.jpg, line 3, box 1"
+    assert second.box_name(0) == "my second image.jpg, line 3, box 1"
     assert third.boxes_xyxy.shape == (0, 4)
 
 
@@ -257,12 +253,12 @@ def test_txt_lines_of_all_kinds(tmp_path):
         (b"a.jpg 1,2,3,4,0", r"class 0 of .* is not one of 1\.\.2"),
         (b"a.jpg 1,2,3,4,1.5", "is no box: four numbers"),
         (b"a.jpg 1,2,3,4,1,2", "iscrowd 2"),
-        (b"my picture.jpg 1,2,3,4,1", r"'picture\.jpg' is no box: it has 1 part,"),
-        (b'"my picture.jpg 1,2,3,4,1', "a double quote is missing"),
+        (b"my image.jpg 1,2,3,4,1", r"'image\.jpg' is no box: it has 1 part,"),
+        (b'"my image.jpg 1,2,3,4,1', "a double quote is missing"),
         (b"b\xff.jpg 1,2,3,4,1", "is not UTF-8 text"),
         (b"first.jpg 1,2,3,4,1", r"'first\.jpg' is already on line 1"),
         (b"./first.jpg", "already on line 1"),
-        (b"../a.jpg 1,2,3,4,1", "outside the picture folder"),
+        (b"../a.jpg 1,2,3,4,1", "outside the image folder"),
     ],
 )
 def test_faulty_txt_lines_are_named(tmp_path, line, reason):
@@ -309,8 +305,8 @@ def test_box_faults_and_clipping():
         "not finite",
         "not finite",
         "",
-        "outside the picture",
-        "outside the picture",
+        "outside the image",
+        "outside the image",
     ]
     assert clipped[[0, 5]].tolist() == [[1, 2, 3, 4], [0, 0, 20, 80]]
     assert annotations.box_faults(boxes)[0].tolist()[5:] == ["", "", ""]

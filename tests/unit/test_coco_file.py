@@ -238,7 +238,7 @@ COMPOSED, SPLIT = (unicodedata.normalize(form, "Größe é.jpg") for form in ("N
         ("a\\b.jpg", "a\\b.jpg"),
     ],
 )
-def test_names_that_look_the_same_find_the_picture(tmp_path, on_disk, in_file):
+def test_names_that_look_the_same_find_the_image(tmp_path, on_disk, in_file):
     (tmp_path / "sub").mkdir()
     (tmp_path / on_disk).touch()
     content = coco_content()
@@ -250,7 +250,7 @@ def test_names_that_look_the_same_find_the_picture(tmp_path, on_disk, in_file):
 
 
 @pytest.mark.parametrize("other", ["./a.jpg", "sub/../a.jpg", ".\\a.jpg"])
-def test_one_picture_under_two_names_is_refused(tmp_path, other):
+def test_one_image_under_two_names_is_refused(tmp_path, other):
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.jpg").touch()
     content = coco_content()
@@ -268,10 +268,10 @@ def test_the_name_as_written_goes_first(tmp_path):
 
 @pytest.mark.parametrize("name", ["..\\secret.jpg", "sub\\..\\..\\secret.jpg"])
 def test_backslashes_do_not_lead_out_of_the_folder(tmp_path, name):
-    (tmp_path / "pictures" / "sub").mkdir(parents=True)
+    (tmp_path / "images" / "sub").mkdir(parents=True)
     (tmp_path / "secret.jpg").touch()
-    with pytest.raises(UserError, match="outside the picture folder"):
-        annotations.find_below((tmp_path / "pictures").resolve(), name)
+    with pytest.raises(UserError, match="outside the image folder"):
+        annotations.find_below((tmp_path / "images").resolve(), name)
 
 
 # ---- the evaluation list
@@ -299,7 +299,7 @@ def test_a_txt_training_is_not_evaluated_on_its_own_list(tmp_path, caplog):
 def test_the_training_list_as_evaluation_list_is_taken_with_a_warning(tmp_path, caplog):
     config = txt_config(tmp_path, f"--val_anno_path={tmp_path / 'train.txt'}", "--run_eval=True")
     annotations.check_training_lists(config)
-    assert "scores the pictures that are trained on" in caplog.text
+    assert "scores the images that are trained on" in caplog.text
 
 
 def test_a_training_that_does_not_evaluate_refuses_an_evaluation_list(tmp_path):

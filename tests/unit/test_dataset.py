@@ -1,4 +1,4 @@
-"""The pipelines: what reaches the network, which pictures, in which order."""
+"""The pipelines: what reaches the network, which images, in which order."""
 
 import json
 
@@ -9,9 +9,9 @@ import pytest
 from src import dataset as dataset_module
 from src.dataset import create_eval_dataset, create_train_dataset, ensure_mindrecord
 from src.model_utils.errors import UserError
-from src.transforms import PictureError
+from src.transforms import ImageError
 from tests.helpers import BCCD, needs_shared
-from tests.unit.picture_sets import config_for, make_coco
+from tests.unit.image_sets import config_for, make_coco
 
 MEAN = np.array([123.675, 116.28, 103.53])
 STD = np.array([58.395, 57.12, 57.375])
@@ -41,7 +41,7 @@ def assert_equal_epochs(first, second):
 
 @pytest.fixture(scope="module")
 def coco_root(tmp_path_factory):
-    """Twelve training and seven evaluation pictures, of which the first, fourth, ... have no boxes."""
+    """Twelve training and seven evaluation images, of which the first, fourth, ... have no boxes."""
     root = tmp_path_factory.mktemp("coco")
     make_coco(root, "train2017", 12)
     make_coco(root, "val2017", 7, first_id=2**40)
@@ -91,18 +91,18 @@ def test_evaluation_columns_and_last_partial_batch(coco_root, eval_paths):
         "image_id": ((3,), "int64"),
     }
     assert ids_of([first, last]) == [2**40 - index for index in range(7)]
-    # 40 x 30 pictures on a canvas of 128 x 64: min(128/40, 64/30) = 2.1333
+    # 40 x 30 images on a canvas of 128 x 64: min(128/40, 64/30) = 2.1333
     np.testing.assert_allclose(last["image_shape"], [[30, 40, 64 / 30, 64 / 30]] * 3, rtol=1e-6)
 
 
-def test_evaluation_boxes_stay_in_pixels_of_the_picture(coco_root, eval_paths):
+def test_evaluation_boxes_stay_in_pixels_of_the_image(coco_root, eval_paths):
     ((first, *_),) = batches(create_eval_dataset(config_for(coco_root, "--test_batch_size=3"), eval_paths))
     assert first["valid_num"].sum(axis=1).tolist() == [0, 1, 2]
     assert first["box"][2, :3].tolist() == [[1, 2.5, 9, 11.5], [2, 2.5, 10, 11.5], [0, 0, 0, 0]]
     assert first["label"][2, :3].tolist() == [1, 2, -1]
 
 
-def test_pictures_without_boxes_are_trained_on(coco_root, train_paths):
+def test_images_without_boxes_are_trained_on(coco_root, train_paths):
     (epoch,) = train_epochs(config_for(coco_root), train_paths)
     rows = {
         image_id: (valid, label, box)
@@ -112,7 +112,7 @@ def test_pictures_without_boxes_are_trained_on(coco_root, train_paths):
         )
     }
     assert sorted(rows) == list(range(89, 101))
-    for image_id in (100, 97, 94, 91):  # pictures 0, 3, 6, 9
+    for image_id in (100, 97, 94, 91):  # images 0, 3, 6, 9
         valid, label, box = rows[image_id]
         assert not valid.any()
         assert (label == -1).all()
@@ -140,7 +140,7 @@ def test_more_boxes_than_rows(tmp_path):
 # ---- order, seeds, shards
 
 
-def test_each_epoch_has_every_picture_in_another_order(coco_root, train_paths):
+def test_each_epoch_has_every_image_in_another_order(coco_root, train_paths):
     first, second = train_epochs(config_for(coco_root), train_paths, num_epochs=2)
     assert sorted(ids_of(first)) == sorted(ids_of(second)) == list(range(89, 101))
     assert ids_of(first) != ids_of(second)
@@ -203,13 +203,13 @@ def test_training_goes_on_with_the_epochs_it_would_have_had(coco_root, train_pat
     assert_equal_epochs(whole[3], resumed[1])
 
 
-def test_an_epoch_augments_the_same_picture_differently(coco_root, train_paths):
+def test_an_epoch_augments_the_same_image_differently(coco_root, train_paths):
     first, second = train_epochs(config_for(coco_root), train_paths, num_epochs=2)
-    pictures = [
+    images = [
         dict(zip(ids_of(epoch), (image for batch in epoch for image in batch["image"]), strict=True))
         for epoch in (first, second)
     ]
-    same = [np.array_equal(pictures[0][image_id], pictures[1][image_id]) for image_id in pictures[0]]
+    same = [np.array_equal(images[0][image_id], images[1][image_id]) for image_id in images[0]]
     assert not all(same)
 
 
@@ -222,7 +222,7 @@ def test_two_shards_are_disjoint_and_complete(coco_root, train_paths):
         assert sorted(ids_of(first) + ids_of(second)) == list(range(89, 101))
 
 
-def test_uneven_shards_take_equal_steps_and_no_picture_twice(coco_root, train_paths):
+def test_uneven_shards_take_equal_steps_and_no_image_twice(coco_root, train_paths):
     config = config_for(coco_root, "--batch_size=1")
     shards = [train_epochs(config, train_paths, num_epochs=3, rank=rank, num_shards=5) for rank in range(5)]
     left_out = set()
@@ -240,9 +240,9 @@ def test_training_drops_the_last_partial_batch(coco_root, train_paths):
 
 
 @pytest.mark.parametrize(("batch_size", "num_shards", "each"), [(13, 1, 12), (4, 4, 3)])
-def test_fewer_pictures_than_a_batch_is_an_error(coco_root, train_paths, batch_size, num_shards, each):
+def test_fewer_images_than_a_batch_is_an_error(coco_root, train_paths, batch_size, num_shards, each):
     config = config_for(coco_root, f"--batch_size={batch_size}")
-    with pytest.raises(UserError, match=f"12 training pictures .* {each} for each, fewer than batch_size {batch_size}"):
+    with pytest.raises(UserError, match=f"12 training images .* {each} for each, fewer than batch_size {batch_size}"):
         create_train_dataset(config, train_paths, num_shards=num_shards)
 
 
@@ -250,9 +250,9 @@ def test_fewer_pictures_than_a_batch_is_an_error(coco_root, train_paths, batch_s
 
 
 @pytest.mark.parametrize("processes", [False, True])
-def test_an_error_names_the_picture(coco_root, eval_paths, monkeypatch, processes):
+def test_an_error_names_the_image(coco_root, eval_paths, monkeypatch, processes):
     def broken(data):
-        raise PictureError("is damaged or cut off")
+        raise ImageError("is damaged or cut off")
 
     monkeypatch.setattr(dataset_module, "decode_rgb", broken)
     if processes:
@@ -277,7 +277,7 @@ def bccd(tmp_path_factory):
 
 
 @needs_shared
-def test_evaluation_returns_all_72_pictures_in_batches_of_five(bccd):
+def test_evaluation_returns_all_72_images_in_batches_of_five(bccd):
     config = bccd("--test_batch_size=5")
     (epoch,) = batches(create_eval_dataset(config, ensure_mindrecord(config, training=False)))
     assert [len(batch["image"]) for batch in epoch] == [5] * 14 + [2]
@@ -288,18 +288,18 @@ def test_evaluation_returns_all_72_pictures_in_batches_of_five(bccd):
 
 @needs_shared
 def test_training_sample_against_plain_numpy(bccd):
-    """Every picture is flipped, none expanded: image 5 of BCCD through OpenCV and numpy alone."""
+    """Every image is flipped, none expanded: image 5 of BCCD through OpenCV and numpy alone."""
     config = bccd("--expand_ratio=0.0", "--flip_ratio=1.0", "--img_width=320", "--img_height=192")
     paths = ensure_mindrecord(config, training=True)
     (epoch,) = train_epochs(config, paths)
-    assert len(epoch) == 146  # 292 pictures, batches of 2
+    assert len(epoch) == 146  # 292 images, batches of 2
     batch, row = next((batch, ids_of([batch]).index(5)) for batch in epoch if 5 in ids_of([batch]))
 
     content = json.loads((BCCD / "annotations" / "instances_train2017.json").read_text())
     name = next(image["file_name"] for image in content["images"] if image["id"] == 5)
-    picture = cv2.imread(str(BCCD / "train2017" / name))[:, :, ::-1]
+    pixels = cv2.imread(str(BCCD / "train2017" / name))[:, :, ::-1]
     padded = np.zeros((192, 320, 3))
-    padded[:, :256] = cv2.resize(np.ascontiguousarray(picture), (256, 192))  # 640 x 480 by 0.4
+    padded[:, :256] = cv2.resize(np.ascontiguousarray(pixels), (256, 192))  # 640 x 480 by 0.4
     expected = ((padded - MEAN) / STD)[:, ::-1].transpose(2, 0, 1)
     np.testing.assert_allclose(batch["image"][row], expected, atol=1e-5)
 
@@ -324,8 +324,8 @@ def test_evaluation_sample_against_plain_numpy(bccd):
         )
     )
     content = json.loads((BCCD / "annotations" / "instances_val2017.json").read_text())
-    picture = cv2.imread(str(BCCD / "val2017" / content["images"][0]["file_name"]))[:, :, ::-1]
+    image = cv2.imread(str(BCCD / "val2017" / content["images"][0]["file_name"]))[:, :, ::-1]
     padded = np.zeros((768, 1280, 3))
-    padded[:, :1024] = cv2.resize(np.ascontiguousarray(picture), (1024, 768))
+    padded[:, :1024] = cv2.resize(np.ascontiguousarray(image), (1024, 768))
     np.testing.assert_allclose(first["image"][0], ((padded - MEAN) / STD).transpose(2, 0, 1), atol=1e-5)
     np.testing.assert_allclose(first["image_shape"][0], [480, 640, 1.6, 1.6], rtol=1e-6)

@@ -82,7 +82,7 @@ def detector_for(target):
 
 @pytest.fixture(scope="module")
 def batch():
-    """A picture of noise with one box."""
+    """An image of noise with one box."""
     image = np.random.default_rng(0).normal(size=(1, 3, HEIGHT, WIDTH)).astype(np.float32)
     return (
         Tensor(image),

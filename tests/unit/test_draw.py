@@ -1,4 +1,4 @@
-"""Drawing: what is inked, where, and that nothing leaves the picture."""
+"""Drawing: what is inked, where, and that nothing leaves the image."""
 
 import cv2
 import numpy as np
@@ -20,10 +20,10 @@ def count_colour(image, colour):
 
 
 def test_frame_in_the_colour_of_the_class_at_the_box():
-    picture = grey()
-    drawn = draw_detections(picture, np.array([[200, 300, 400, 500]]), [1], [0.9], NAMES)
-    assert drawn.shape == picture.shape
-    assert (picture == 100).all()  # the given picture is left alone
+    image = grey()
+    drawn = draw_detections(image, np.array([[200, 300, 400, 500]]), [1], [0.9], NAMES)
+    assert drawn.shape == image.shape
+    assert (image == 100).all()  # the given image is left alone
     for x, y in ((200, 400), (400, 400), (300, 300), (300, 500)):  # middles of the four sides
         assert tuple(drawn[y, x]) == class_colour(1)
     assert (drawn[320:480, 220:380] == 100).all()  # inside
@@ -31,10 +31,10 @@ def test_frame_in_the_colour_of_the_class_at_the_box():
 
 
 def test_weak_detections_are_not_drawn():
-    picture = grey()
-    drawn = draw_detections(picture, np.array([[200, 300, 400, 500]] * 2), [0, 1], [0.49, 0.3], NAMES)
-    np.testing.assert_array_equal(drawn, picture)
-    drawn = draw_detections(picture, np.array([[9, 9, 99, 99]]), [0], [0.3], NAMES, score_thr=0.3)
+    image = grey()
+    drawn = draw_detections(image, np.array([[200, 300, 400, 500]] * 2), [0, 1], [0.49, 0.3], NAMES)
+    np.testing.assert_array_equal(drawn, image)
+    drawn = draw_detections(image, np.array([[9, 9, 99, 99]]), [0], [0.3], NAMES, score_thr=0.3)
     assert count_colour(drawn, class_colour(0)) > 0
 
 
@@ -46,7 +46,7 @@ def test_ground_truth_is_dashed_white():
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (8, 10), (60, 80), (1, 300), (300, 1), (640, 20)])
-def test_small_pictures_are_enlarged_by_one_factor(height, width):
+def test_small_images_are_enlarged_by_one_factor(height, width):
     drawn = draw_detections(grey(height, width), np.array([[0, 0, width, height]]), [2], [1.0], NAMES)
     assert max(drawn.shape[:2]) == 640
     factor = 640 / max(height, width)
@@ -54,7 +54,7 @@ def test_small_pictures_are_enlarged_by_one_factor(height, width):
 
 
 @pytest.mark.parametrize("box", [(-50, -50, 5, 5), (890, 690, 950, 750), (0, 0, 900, 700), (5, 695, 9, 699)])
-def test_label_stays_inside_the_picture(box):
+def test_label_stays_inside_the_image(box):
     # a label beyond the border would cover less than one in the middle
     drawn = draw_detections(grey(), np.array([box]), [0], [0.75], NAMES)
     middle = draw_detections(grey(), np.array([[400, 300, 401, 301]]), [0], [0.75], NAMES)
@@ -77,15 +77,15 @@ def test_colours_of_80_classes_are_fixed_and_differ():
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_written_picture_can_be_read(tmp_path, suffix):
-    picture = np.zeros((20, 30, 3), np.uint8)
-    picture[..., 0] = 200  # red
-    path = write_image(tmp_path / "new" / f"picture{suffix}", picture)
+def test_written_image_can_be_read(tmp_path, suffix):
+    image = np.zeros((20, 30, 3), np.uint8)
+    image[..., 0] = 200  # red
+    path = write_image(tmp_path / "new" / f"image{suffix}", image)
     blue_green_red = cv2.imread(str(path))
     np.testing.assert_allclose(blue_green_red[10, 15], [0, 0, 200], atol=4)
 
 
-def test_pictures_that_cannot_be_written_are_named(tmp_path):
+def test_images_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/a\.png"):
         write_image(tmp_path / "file" / "a.png", grey(4, 4))
@@ -95,7 +95,7 @@ def test_pictures_that_cannot_be_written_are_named(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_results_of_the_first_pictures_are_drawn(tmp_path):
+def test_results_of_the_first_images_are_drawn(tmp_path):
     truth = {
         "images": [
             {"id": 5, "file_name": "sub/a.png"},

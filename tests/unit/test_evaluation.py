@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from src.evaluation import Evaluation
-from tests.unit.picture_sets import config_for, make_coco
+from tests.unit.image_sets import config_for, make_coco
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_suffix_that_is_there_is_not_repeated_and_an_old_file_is_replaced(tmp_
     caplog.set_level("INFO", "src")
     assert export_detector(export_config(checkpoint, target, file_format="ONNX")) == target
     onnx.checker.check_model(onnx.load(target))
-    assert "generated picture: network" in caplog.text and "black picture: network" in caplog.text
+    assert "generated image: network" in caplog.text and "black image: network" in caplog.text
 
 
 def test_float16_is_smaller_and_says_what_it_is(tmp_path, checkpoint):

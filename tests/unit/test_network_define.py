@@ -906,7 +906,7 @@ def test_nan_stops_training_and_spares_the_checkpoints(config):
     lines = Path("loss_0.log").read_text().splitlines()
     assert len(lines) == 2
     assert "rpn_loss: nan" in lines[1]
-    assert "200, 201" in str(error.value)  # the pictures of the batch
+    assert "200, 201" in str(error.value)  # the images of the batch
     assert "100" not in str(error.value)
 
 

@@ -105,7 +105,7 @@ def assert_equal_rows(outputs, image, expected):
 
 
 class Case:
-    """A detector, three pictures, and what the definition finds in them."""
+    """A detector, three images, and what the definition finds in them."""
 
     def __init__(self, seed, changes):
         self.config = config_of(**VALUES | changes)
@@ -116,7 +116,7 @@ class Case:
         self.expected = [self.in_numpy.detections(image, scale) for image, scale in enumerate(SCALES)]
 
     def run(self, config=None):
-        """The outputs for all pictures, perhaps with another configuration."""
+        """The outputs for all images, perhaps with another configuration."""
         return run(build_onnx(self.parameters, config or self.config), self.images, METAS)
 
     def changed(self, **changes):
@@ -159,7 +159,7 @@ def test_pyramid_equals_the_definition(case):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_picture_alone_is_detected_as_in_a_batch(case):
+def test_an_image_alone_is_detected_as_in_a_batch(case):
     model = build_onnx(case.parameters, case.config)
     together = run(model, case.images, METAS)
     for image in range(3):
@@ -216,8 +216,8 @@ def test_only_the_best_rows(published):
         assert_equal_rows(outputs, image, expected[:7])
 
 
-def test_pictures_without_detections(published):
-    """Two pictures of the batch have no score above the threshold: weaker boxes never remove stronger ones."""
+def test_images_without_detections(published):
+    """Two images of the batch have no score above the threshold: weaker boxes never remove stronger ones."""
     best = sorted(expected[0, 4] for expected in published.expected)
     threshold = float(best[1] + best[2]) / 2
     assert best[2] - best[1] > 1e-3
@@ -235,7 +235,7 @@ def test_pictures_without_detections(published):
 
 
 def hand_made(class_bias, weights=None, **changes):
-    """Detections (n, 6) of a black picture by a network that prefers square anchors; all else is 0 but the weights.
+    """Detections (n, 6) of a black image by a network that prefers square anchors; all else is 0 but the weights.
 
     Ties go to the first cell, so the proposals are the square anchors of the first two cells of level 0, clipped:
     (0, 0, 17, 17) and (0, 0, 21, 17), whose IoU is 17 / 21.

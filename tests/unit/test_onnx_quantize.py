@@ -13,20 +13,20 @@ from src.FasterRcnn import build_detector
 from src.model_file import load_model
 from src.model_utils.errors import UserError
 from src.onnx_graph import build_onnx
-from src.onnx_quantize import CalibrationPictures, quantize
+from src.onnx_quantize import CalibrationImages, quantize
 from src.transforms import Canvas, evaluation_input, read_rgb
 from tests.unit.FasterRcnn.small_detector import SETTINGS, config_of, randomise
-from tests.unit.picture_sets import make_coco
+from tests.unit.image_sets import make_coco
 from tests.unit.test_onnx_graph import parameters_of, run
 
-NUM_PICTURES = 6
+NUM_IMAGES = 6
 
 
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory):
-    """A small detector as float and as int8, and the configuration with its calibration pictures."""
+    """A small detector as float and as int8, and the configuration with its calibration images."""
     root = tmp_path_factory.mktemp("data")
-    make_coco(root, "train2017", NUM_PICTURES)
+    make_coco(root, "train2017", NUM_IMAGES)
     config = config_of(
         f"--coco_root={root}", classes=("background", "cat", "dog"), **SETTINGS | {"calibration_images": 4}
     )
@@ -79,9 +79,9 @@ def test_predictors_and_boxes_stay_in_float(quantised):
     assert not quantised_outputs & {name for node in boxes for name in node.input}
 
 
-def test_calibration_sees_training_pictures_as_the_network_does(quantised):
+def test_calibration_sees_training_images_as_the_network_does(quantised):
     _, _, config = quantised
-    reader = CalibrationPictures(config)
+    reader = CalibrationImages(config)
     assert len(reader.paths) == 4
     for path in reader.paths:
         expected = evaluation_input(read_rgb(path), Canvas(config.img_width, config.img_height, config.keep_ratio))
@@ -93,9 +93,9 @@ def test_calibration_sees_training_pictures_as_the_network_does(quantised):
 def test_detections_are_near_those_of_the_float_file(quantised):
     """Scores of random weights move, so sums are compared: as many detections, of like scores."""
     model, small, config = quantised
-    paths = CalibrationPictures(config).paths
-    pictures = [evaluation_input(read_rgb(path), Canvas(config.img_width, config.img_height)) for path in paths]
-    images, metas = (np.stack(column) for column in zip(*pictures, strict=True))
+    paths = CalibrationImages(config).paths
+    inputs = [evaluation_input(read_rgb(path), Canvas(config.img_width, config.img_height)) for path in paths]
+    images, metas = (np.stack(column) for column in zip(*inputs, strict=True))
     (boxes, _, mask), (small_boxes, _, small_mask) = run(model, images, metas), run(small, images, metas)
     assert mask.sum() > 20
     assert abs(int(small_mask.sum()) - int(mask.sum())) < 0.3 * mask.sum()
@@ -121,7 +121,7 @@ def test_an_exported_file_says_that_it_is_int8(tmp_path, quantised):
     assert path.stat().st_size < 0.6 * model.ByteSize()
 
 
-def test_missing_training_pictures_are_named(tmp_path, quantised):
+def test_missing_training_images_are_named(tmp_path, quantised):
     model, _, _ = quantised
     config = config_of(f"--coco_root={tmp_path / 'none'}", classes=("background", "cat", "dog"), **SETTINGS)
     with pytest.raises(UserError, match="none"):

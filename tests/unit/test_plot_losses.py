@@ -1,4 +1,4 @@
-"""Loss logs as pictures."""
+"""Loss logs as images."""
 
 import cv2
 import pytest
@@ -32,13 +32,13 @@ def test_reads_every_loss_of_the_published_line(tmp_path, end):
 
 
 @pytest.mark.parametrize("num_lines", [1, 5, 60])
-def test_draws_a_picture_beside_the_log(tmp_path, num_lines):
+def test_draws_an_image_beside_the_log(tmp_path, num_lines):
     log = tmp_path / "loss_0.log"
     log.write_text("".join(LINE.format(1, step, 1 / step) for step in range(1, num_lines + 1)))
     assert main([str(log)]) == 0
-    picture = cv2.imread(str(tmp_path / "loss_0.png"))
-    assert picture.shape[0] >= 400
-    assert len(set(map(tuple, picture.reshape(-1, 3).tolist()))) > 10  # lines in several colours
+    image = cv2.imread(str(tmp_path / "loss_0.png"))
+    assert image.shape[0] >= 400
+    assert len(set(map(tuple, image.reshape(-1, 3).tolist()))) > 10  # lines in several colours
 
 
 @pytest.mark.parametrize("text", [None, "", "no loss here\n"])

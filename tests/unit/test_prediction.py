@@ -1,4 +1,4 @@
-"""Pictures and videos through a model that is a few lines of numpy: what is drawn, listed, skipped and counted."""
+"""Images and videos through a model that is a few lines of numpy: what is drawn, listed, skipped and counted."""
 
 import csv
 import json
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from src.draw import class_colour
+from src.image_sources import output_paths
 from src.model_utils.errors import UserError
-from src.picture_sources import output_paths
 from src.prediction import Predictor, detect
 from src.transforms import PIXEL_MEAN, PIXEL_STD, Canvas
 
@@ -21,9 +21,9 @@ CLASSES = ("disc", "square")
 
 
 class BrightBoxModel:
-    """Finds the white rectangle of a picture (label 1, score 0.75) and the whole picture (label 0, score 0.25).
+    """Finds the white rectangle of an image (label 1, score 0.75) and the whole image (label 0, score 0.25).
 
-    The rows come worst first, with a padding row between. It notes how many pictures every call had.
+    The rows come worst first, with a padding row between. It notes how many images every call had.
     """
 
     def __init__(self, batch_size=None, class_names=CLASSES):
@@ -50,7 +50,7 @@ class BrightBoxModel:
         return [[0, 0, width, height, 0.25], [0] * 5, [*white, 0.75]]
 
 
-def picture(left, height=320, width=640):
+def image(left, height=320, width=640):
     """Dark, with a white rectangle from (left, 80) to (left + 100, 160)."""
     image = np.full((height, width, 3), 40, np.uint8)
     image[80:160, left : left + 100] = 255
@@ -59,12 +59,12 @@ def picture(left, height=320, width=640):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Good and bad pictures, and an output folder."""
+    """Good and bad images, and an output folder."""
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     for number in range(5):
-        cv2.imwrite(str(tmp_path / "in" / f"{number}.png"), picture(100 * number))
-    (tmp_path / "in" / "text.jpg").write_text("no picture")
+        cv2.imwrite(str(tmp_path / "in" / f"{number}.png"), image(100 * number))
+    (tmp_path / "in" / "text.jpg").write_text("no image")
     (tmp_path / "in" / "empty.png").touch()
     content = (tmp_path / "in" / "0.png").read_bytes()
     (tmp_path / "in" / "cut.png").write_bytes(content[: len(content) // 2])
@@ -88,21 +88,21 @@ def test_all_that_the_model_gives_is_listed():
             labels, mask = np.zeros((len(images), 130, 1), np.int32), np.ones((len(images), 130, 1), bool)
             return boxes, labels, mask
 
-    assert [len(found.labels) for found in detect(ManyBoxes(), [picture(0)])] == [130]
+    assert [len(found.labels) for found in detect(ManyBoxes(), [image(0)])] == [130]
 
 
 def write_video(path, lefts, size=(640, 320), rate=10):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
     for left in lefts:
-        writer.write(cv2.resize(picture(left), size))
+        writer.write(cv2.resize(image(left), size))
     writer.release()
 
 
 # ---- one call
 
 
-def test_boxes_are_in_pixels_of_each_picture():
-    found = detect(BrightBoxModel(), [picture(200), picture(50, height=640, width=320)])
+def test_boxes_are_in_pixels_of_each_image():
+    found = detect(BrightBoxModel(), [image(200), image(50, height=640, width=320)])
     for detections, left, scale in zip(found, (200, 50), (128 / 640, 64 / 640), strict=True):
         assert detections.labels.tolist() == [1, 0]  # best first
         np.testing.assert_allclose(detections.boxes_xyxy[0], [left, 80, left + 100, 160], atol=1.5 / scale)
@@ -110,23 +110,23 @@ def test_boxes_are_in_pixels_of_each_picture():
 
 def test_a_label_without_a_name_is_an_error():
     with pytest.raises(UserError, match="found class 1, but it has names for 1 classes"):
-        detect(BrightBoxModel(class_names=("disc",)), [picture(0)])
+        detect(BrightBoxModel(class_names=("disc",)), [image(0)])
 
 
-# ---- pictures
+# ---- images
 
 
 @pytest.mark.parametrize(
     ("batch_size", "calls"), [(None, [1, 1, 1, 1, 1]), (1, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (8, [5])]
 )
-def test_as_many_pictures_a_call_as_the_model_takes(folder, batch_size, calls):
+def test_as_many_images_a_call_as_the_model_takes(folder, batch_size, calls):
     worker = predictor(folder, [f"{number}.png" for number in range(5)], batch_size=batch_size)
     assert worker.model.calls == calls
     lefts = [prediction.detections[0]["bbox_xyxy"][0] for prediction in worker.predictions]
     np.testing.assert_allclose(lefts, [0, 100, 200, 300, 400], atol=8)  # a pixel of the canvas is 5 of these
 
 
-def test_pictures_are_drawn_and_weak_detections_are_not(folder):
+def test_images_are_drawn_and_weak_detections_are_not(folder):
     predictor(folder, ["2.png"])
     drawn = cv2.imread(str(folder / "out" / "2.png"))[..., ::-1]
     assert drawn.shape == (320, 640, 3)
@@ -137,9 +137,9 @@ def test_pictures_are_drawn_and_weak_detections_are_not(folder):
     assert (drawn == class_colour(0)).all(axis=-1).sum() > 300
 
 
-def test_bad_pictures_are_named_and_left_out(folder, caplog):
+def test_bad_images_are_named_and_left_out(folder, caplog):
     worker = predictor(folder, ["text.jpg", "0.png", "empty.png", "cut.png", "1.png", "missing.png"], batch_size=2)
-    assert [Path(prediction.picture).name for prediction in worker.predictions] == ["0.png", "1.png"]
+    assert [Path(prediction.image).name for prediction in worker.predictions] == ["0.png", "1.png"]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [re.fullmatch(r"skipped: .*/in/(\S+): .+", text)[1] for text in warnings] == [
         "text.jpg",
@@ -162,12 +162,12 @@ def test_what_was_skipped_and_left_out_is_in_the_summary_and_in_the_file(folder)
     )
     assert worker.summary().endswith(f"start-up included{end}")
     content = json.loads(worker.write_results("json").read_text())
-    assert content["summary"] == f"1 picture, 1 detection (square 1){end}"
+    assert content["summary"] == f"1 image, 1 detection (square 1){end}"
     assert content["left_out"] == list(map(str, left_out))
-    assert content["skipped"] == [f"{inputs[1]}: is not a picture (JPEG, PNG, BMP, WEBP or TIFF), or damaged"]
+    assert content["skipped"] == [f"{inputs[1]}: is not an image (JPEG, PNG, BMP, WEBP or TIFF), or damaged"]
 
 
-def test_no_good_picture_is_an_error(folder):
+def test_no_good_image_is_an_error(folder):
     with pytest.raises(UserError, match="2 inputs and none that could be read"):
         predictor(folder, ["text.jpg", "empty.png"])
 
@@ -175,7 +175,7 @@ def test_no_good_picture_is_an_error(folder):
 # ---- results
 
 
-def test_json_holds_every_picture_and_detection(folder):
+def test_json_holds_every_image_and_detection(folder):
     worker = predictor(folder, ["0.png", "3.png"], score_thr=0.2)
     content = json.loads(worker.write_results("json").read_text())
     assert content["model"] == "bright.onnx"
@@ -189,11 +189,11 @@ def test_json_holds_every_picture_and_detection(folder):
     assert whole == {"label": 0, "name": "disc", "score": 0.25, "bbox_xyxy": [0, 0, 640, 320]}
 
 
-def test_a_picture_without_detections_stands_in_json_and_not_in_csv(folder):
+def test_an_image_without_detections_stands_in_json_and_not_in_csv(folder):
     worker = predictor(folder, ["0.png"], score_thr=0.8)
     assert json.loads(worker.write_results("json").read_text())["pictures"][0]["detections"] == []
-    assert worker.write_results("csv").read_text().splitlines() == ["picture,frame,label,name,score,x1,y1,x2,y2"]
-    assert "1 picture, 0 detections in " in worker.summary()
+    assert worker.write_results("csv").read_text().splitlines() == ["image,frame,label,name,score,x1,y1,x2,y2"]
+    assert "1 image, 0 detections in " in worker.summary()
 
 
 def test_csv_has_a_row_for_every_detection(folder):
@@ -201,8 +201,8 @@ def test_csv_has_a_row_for_every_detection(folder):
     worker = predictor(folder, ['a "b", c.png', "2.png"], score_thr=0.2)
     with worker.write_results("csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    pictures = [str(folder / "in" / name) for name in ('a "b", c.png', "2.png")]
-    assert [row["picture"] for row in rows] == [pictures[0], pictures[0], pictures[1], pictures[1]]
+    images = [str(folder / "in" / name) for name in ('a "b", c.png', "2.png")]
+    assert [row["picture"] for row in rows] == [images[0], images[0], images[1], images[1]]
     assert [(row["frame"], row["label"], row["name"], row["score"]) for row in rows] == [
         ("", "1", "square", "0.75"),
         ("", "0", "disc", "0.25"),
@@ -213,8 +213,8 @@ def test_csv_has_a_row_for_every_detection(folder):
 def test_the_summary_counts(folder):
     worker = predictor(folder, ["0.png", "1.png", "text.jpg"], score_thr=0.2)
     assert re.fullmatch(
-        r"2 pictures, 4 detections \((square 2, disc 2)\) in \d+\.\d s, \d+\.\d\d "
-        r"pictures/s, start-up included; 1 input skipped",
+        r"2 images, 4 detections \((square 2, disc 2)\) in \d+\.\d s, \d+\.\d\d "
+        r"images/s, start-up included; 1 input skipped",
         worker.summary(),
     )
 
@@ -251,18 +251,18 @@ def test_a_small_video_is_drawn_larger(folder):
     assert drawn.shape == (334, 640, 3)  # 50 * 640 / 96 = 333.3, made even
 
 
-def test_frames_are_counted_anew_in_every_video_and_pictures_come_first(folder):
+def test_frames_are_counted_anew_in_every_video_and_images_come_first(folder):
     write_video(folder / "in" / "a.mp4", [0, 100])
     write_video(folder / "in" / "b.mp4", [0, 100])
     worker = predictor(folder, ["a.mp4", "b.mp4", "0.png"])
-    assert [(Path(p.picture).name, p.frame) for p in worker.predictions] == [
+    assert [(Path(p.image).name, p.frame) for p in worker.predictions] == [
         ("0.png", None),
         ("a.mp4", 0),
         ("a.mp4", 1),
         ("b.mp4", 0),
         ("b.mp4", 1),
     ]
-    assert worker.summary().startswith("1 picture and 4 frames, ")
+    assert worker.summary().startswith("1 image and 4 frames, ")
 
 
 def test_a_video_that_is_none_is_skipped(folder, caplog):
@@ -279,7 +279,7 @@ def test_progress_is_logged_where_there_is_no_terminal(folder, caplog):
     predictor(folder, ["0.png", "1.png", "film.mp4"])
     lines = [record.getMessage() for record in caplog.records if " of " in record.getMessage()]
     assert lines == [
-        "detecting: 1 of 2 pictures",
-        "detecting: 2 of 2 pictures",
+        "detecting: 1 of 2 images",
+        "detecting: 2 of 2 images",
         *(f"film.mp4: {number} of 40 frames" for number in range(4, 41, 4)),
     ]

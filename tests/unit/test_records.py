@@ -23,12 +23,12 @@ from src import records
 from src.model_utils.errors import UserError
 from src.records import ensure_mindrecord
 from tests.helpers import BCCD, REPO_ROOT, needs_shared
-from tests.unit.picture_sets import config_for, make_coco, make_picture, write_annotations
+from tests.unit.image_sets import config_for, make_coco, make_image, write_annotations
 
 
 @pytest.fixture
 def coco_root(tmp_path):
-    """Ten training pictures with 0, 1 or 2 boxes."""
+    """Ten training images with 0, 1 or 2 boxes."""
     root = tmp_path / "coco"
     make_coco(root, "train2017", 10)
     return root
@@ -56,12 +56,12 @@ def set_of(paths):
 # ---- content
 
 
-def test_eight_training_files_hold_every_picture_once(coco_root):
+def test_eight_training_files_hold_every_image_once(coco_root):
     paths = ensure_mindrecord(config_for(coco_root), training=True)
     assert [Path(path).name for path in paths] == [f"FasterRcnn.mindrecord{index}" for index in range(8)]
     rows = {int(row["image_id"]): row for row in rows_of(paths)}
     assert sorted(rows) == list(range(91, 101))
-    two_boxes = rows[98]  # picture 2 of make_coco
+    two_boxes = rows[98]  # image 2 of make_coco
     assert two_boxes["image"].tobytes() == (coco_root / "train2017" / "002.png").read_bytes()
     assert int(two_boxes["num_boxes"]) == 2
     assert two_boxes["box"].tolist() == [[1, 2.5, 9, 11.5], [2, 2.5, 10, 11.5]]
@@ -84,7 +84,7 @@ def test_the_first_run_makes_the_folder_and_leaves_only_records_in_it(coco_root)
     assert names_in(coco_root / "new" / "folder") == [place.name] and place.name.startswith("train-")
 
 
-def test_one_picture_over_eight_files(tmp_path):
+def test_one_image_over_eight_files(tmp_path):
     make_coco(tmp_path, "train2017", 1)
     assert image_ids(ensure_mindrecord(config_for(tmp_path), training=True)) == [100]
 
@@ -125,13 +125,13 @@ def test_boxes_are_clipped_and_bad_ones_dropped_by_name(coco_root, caplog):
     assert "4 boxes that cannot be used" in caplog.text
     for text in (
         "000.png, annotation 1 (no area)",
-        "annotation 3 (outside the picture)",
+        "annotation 3 (outside the image)",
         "annotation 4 (not finite)",
         "annotation 5 (no area)",
     ):
         assert text in caplog.text
-    assert "3 pictures, 2 boxes, 0 crowd boxes, 2 boxes clipped" in caplog.text
-    assert "2 pictures without boxes" in caplog.text
+    assert "3 images, 2 boxes, 0 crowd boxes, 2 boxes clipped" in caplog.text
+    assert "2 images without boxes" in caplog.text
 
 
 def test_the_report_is_logged_again_when_records_are_used_again(coco_root, caplog):
@@ -141,31 +141,31 @@ def test_the_report_is_logged_again_when_records_are_used_again(coco_root, caplo
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         ensure_mindrecord(config, training=True)
-    assert "2 pictures with more than num_gts = 4 boxes" in caplog.text
+    assert "2 images with more than num_gts = 4 boxes" in caplog.text
     assert "001.png (5); 002.png (10)" in caplog.text
 
 
-# ---- pictures that cannot be used
+# ---- images that cannot be used
 
 
-def test_missing_pictures_are_listed_before_anything_is_written(coco_root):
+def test_missing_images_are_listed_before_anything_is_written(coco_root):
     (coco_root / "train2017" / "003.png").unlink()
     (coco_root / "train2017" / "007.png").unlink()
-    with pytest.raises(UserError, match="2 pictures cannot be used") as raised:
+    with pytest.raises(UserError, match="2 images cannot be used") as raised:
         ensure_mindrecord(config_for(coco_root), training=True)
     assert "003.png: there is no such file" in str(raised.value)
     assert "007.png" in str(raised.value)
     assert names_in(coco_root / "records") == []
 
 
-def test_damaged_pictures_are_listed_and_nothing_is_left(coco_root, capfd):
+def test_damaged_images_are_listed_and_nothing_is_left(coco_root, capfd):
     png = coco_root / "train2017" / "003.png"
     png.write_bytes(png.read_bytes()[:-30])
     (coco_root / "train2017" / "004.png").write_text("<html>not found</html>")
     (coco_root / "train2017" / "005.png").write_bytes(b"")
-    with pytest.raises(UserError, match="3 pictures cannot be used") as raised:
+    with pytest.raises(UserError, match="3 images cannot be used") as raised:
         ensure_mindrecord(config_for(coco_root), training=True)
-    for text in ("003.png: is damaged", "004.png: is not a picture", "005.png: is empty", "skip_bad_images"):
+    for text in ("003.png: is damaged", "004.png: is not an image", "005.png: is empty", "skip_bad_images"):
         assert text in str(raised.value)
     assert names_in(coco_root / "records") == []
 
@@ -177,17 +177,17 @@ def test_skip_bad_images_trains_on_the_others_and_counts(coco_root, caplog):
     with caplog.at_level(logging.WARNING):
         paths = ensure_mindrecord(tolerant, training=True)
     assert image_ids(paths) == [91, 92, 93, 94, 95, 98, 99, 100]
-    assert "2 pictures skipped" in caplog.text
-    assert "004.png: is not a picture" in caplog.text
+    assert "2 images skipped" in caplog.text
+    assert "004.png: is not an image" in caplog.text
     with pytest.raises(UserError, match=r"003\.png"):  # strict again: the tolerant set does not pass
         ensure_mindrecord(config_for(coco_root), training=True)
     assert image_ids(ensure_mindrecord(tolerant, training=True)) == [91, 92, 93, 94, 95, 98, 99, 100]
 
 
-def test_skip_bad_images_with_no_good_picture(coco_root):
+def test_skip_bad_images_with_no_good_image(coco_root):
     for path in (coco_root / "train2017").iterdir():
         path.write_text("text")
-    with pytest.raises(UserError, match="no picture can be used"):
+    with pytest.raises(UserError, match="no image can be used"):
         ensure_mindrecord(config_for(coco_root, "--skip_bad_images=True"), training=True)
 
 
@@ -207,7 +207,7 @@ def test_swapped_width_and_height_are_an_error(coco_root, flags):
         ensure_mindrecord(config_for(coco_root, *flags), training=True)
 
 
-def test_a_picture_larger_than_a_page_of_mindrecord(tmp_path):
+def test_an_image_larger_than_a_page_of_mindrecord(tmp_path):
     content = make_coco(tmp_path, "train2017", 1)
     noise = np.random.default_rng(0).integers(0, 256, (3400, 3400, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "train2017" / "000.png"), noise, [cv2.IMWRITE_PNG_COMPRESSION, 0])
@@ -278,15 +278,15 @@ def test_files_of_others_are_left_alone(coco_root):
     assert names_in(folder) == sorted(["FasterRcnn.mindrecord0", "notes.txt", place.name])
 
 
-# ---- a set is of these pictures
+# ---- a set is of these images
 
 
 def repaint(path, number=77):
-    """Another picture of the same size under the same name."""
-    cv2.imwrite(str(path), make_picture(number))
+    """Another image of the same size under the same name."""
+    cv2.imwrite(str(path), make_image(number))
 
 
-def test_replaced_pictures_make_new_records(coco_root):
+def test_replaced_images_make_new_records(coco_root):
     config = config_for(coco_root)
     ensure_mindrecord(config, training=True)
     repaint(coco_root / "train2017" / "002.png")
@@ -294,7 +294,7 @@ def test_replaced_pictures_make_new_records(coco_root):
     assert rows[98]["image"].tobytes() == (coco_root / "train2017" / "002.png").read_bytes()
 
 
-def test_a_picture_of_another_time_alone_is_another_picture(coco_root):
+def test_an_image_of_another_time_alone_is_another_image(coco_root):
     """Same name and same number of bytes, as many formats give."""
     config = config_for(coco_root)
     paths = ensure_mindrecord(config, training=True)
@@ -304,8 +304,8 @@ def test_a_picture_of_another_time_alone_is_another_picture(coco_root):
     assert set_of(ensure_mindrecord(config, training=True)) != set_of(paths)
 
 
-def test_another_picture_folder_gives_its_pictures(tmp_path):
-    """The annotation file is the same: a corrupted copy of the pictures, say."""
+def test_another_image_folder_gives_its_images(tmp_path):
+    """The annotation file is the same: a corrupted copy of the images, say."""
     make_coco(tmp_path, "val2017", 4)
     other = tmp_path / "val_black"
     other.mkdir()
@@ -315,11 +315,11 @@ def test_another_picture_folder_gives_its_pictures(tmp_path):
     ensure_mindrecord(config_for(tmp_path, anno_path), training=False)
     rows = rows_of(ensure_mindrecord(config_for(tmp_path, anno_path, "--val_data_type=val_black"), training=False))
     assert {row["image"].tobytes() for row in rows} == {(other / "000.png").read_bytes()}
-    with pytest.raises(UserError, match="picture folder .*val_nowhere does not exist"):
+    with pytest.raises(UserError, match="image folder .*val_nowhere does not exist"):
         ensure_mindrecord(config_for(tmp_path, anno_path, "--val_data_type=val_nowhere"), training=False)
 
 
-def test_a_picture_that_is_gone_is_missed(coco_root):
+def test_an_image_that_is_gone_is_missed(coco_root):
     config = config_for(coco_root)
     ensure_mindrecord(config, training=True)
     (coco_root / "train2017" / "002.png").unlink()
@@ -357,7 +357,7 @@ def test_the_exact_name_that_has_come_takes_the_place_of_another_spelling(tmp_pa
     assert row["image"].tobytes() == (tmp_path / "val2017" / "sub\\000.png").read_bytes()
 
 
-def test_a_name_that_is_too_long_is_a_missing_picture(tmp_path):
+def test_a_name_that_is_too_long_is_a_missing_image(tmp_path):
     content = make_coco(tmp_path, "val2017", 1)
     content["images"][0]["file_name"] = "a" * 300 + ".png"
     write_annotations(tmp_path, "val2017", content)
@@ -379,7 +379,7 @@ def test_odd_manifests_of_other_sets_are_no_obstacle(tmp_path, content):
     assert len(image_ids(ensure_mindrecord(config_for(tmp_path), training=False))) == 2
 
 
-def test_a_skipped_picture_that_has_come_joins_in(coco_root):
+def test_a_skipped_image_that_has_come_joins_in(coco_root):
     lost = coco_root / "train2017" / "003.png"
     data = lost.read_bytes()
     lost.unlink()
@@ -522,7 +522,7 @@ def test_another_user_reads_the_records():
 
 
 def with_boxes(root, boxes):
-    """A training set of one picture, 40 x 30, with these boxes as the file has them."""
+    """A training set of one image, 40 x 30, with these boxes as the file has them."""
     content = make_coco(root, "train2017", 1)
     content["annotations"] = [
         {"id": number, "image_id": 100, "category_id": 10, "bbox": bbox} for number, bbox in enumerate(boxes, start=1)
@@ -534,17 +534,17 @@ def with_boxes(root, boxes):
 def test_corners_in_place_of_width_and_height_are_guessed(tmp_path, caplog):
     config = with_boxes(tmp_path, [[20, 10, 35, 28], [10, 12, 38, 20], [2, 3, 9, 10]])
     ensure_mindrecord(config, training=True)
-    assert "2 of 3 boxes reach over the edge of their picture: are they corners, x1, y1, x2, y2?" in caplog.text
+    assert "2 of 3 boxes reach over the edge of their image: are they corners, x1, y1, x2, y2?" in caplog.text
 
 
 def test_boxes_over_the_edge_that_are_no_corners_are_only_counted(tmp_path, caplog):
     ensure_mindrecord(with_boxes(tmp_path, [[30, 20, 15, 15], [2, 3, 9, 10]]), training=True)
-    assert "1 of 2 boxes reach over the edge of their picture" in caplog.text and "corners" not in caplog.text
+    assert "1 of 2 boxes reach over the edge of their image" in caplog.text and "corners" not in caplog.text
 
 
 def test_fractions_in_place_of_pixels_are_guessed(tmp_path, caplog):
     ensure_mindrecord(with_boxes(tmp_path, [[0.2, 0.1, 0.5, 0.9], [0, 0, 1, 1]]), training=True)
-    assert "are they fractions of the picture's width and height?" in caplog.text
+    assert "are they fractions of the image's width and height?" in caplog.text
 
 
 def test_width_and_height_in_a_list_of_corners_are_guessed(tmp_path, caplog):
@@ -711,7 +711,7 @@ def test_bccd_conversion_names_the_two_boxes_without_area(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         paths = ensure_mindrecord(config, training=True)
     assert len(rows_of(paths)) == 292
-    assert "292 pictures, 3941 boxes" in caplog.text
+    assert "292 images, 3941 boxes" in caplog.text
     assert (
         "BloodImage_00338.jpg, annotation 3153 (no area); BloodImage_00343.jpg, annotation 3197 (no area)"
         in caplog.text

@@ -29,7 +29,7 @@ def write(folder, name, boxes, labels, mask, *, float_format="f"):
 
 
 def write_annotations(path, file_names):
-    """COCO file: picture i has the id 7 + i and one box of side 50 + i, of the category 3 (dog) or 18 (cat)."""
+    """COCO file: image i has the id 7 + i and one box of side 50 + i, of the category 3 (dog) or 18 (cat)."""
     images = [{"id": 7 + i, "file_name": name, "width": 200, "height": 200} for i, name in enumerate(file_names)]
     boxes = [
         {
@@ -56,7 +56,7 @@ def write_annotations(path, file_names):
 
 
 def write_perfect_results(folder, stems):
-    """For every picture its box, and a padding row in front that would be wrong."""
+    """For every image its box, and a padding row in front that would be wrong."""
     for i, stem in enumerate(stems):
         write(folder, stem, [[0, 0, 9, 9, 1], [10, 20, 60 + i, 70 + i, 0.5]], [0, i % 2], [0, 1])
 
@@ -82,7 +82,7 @@ def case(tmp_path):
     return run
 
 
-# ---- one picture
+# ---- one image
 
 
 @pytest.mark.parametrize(("file_name", "name"), list(zip(NAMES, STEMS, strict=True)))
@@ -169,8 +169,8 @@ def test_any_number_of_rows_the_best_hundred_count(case):
 
 
 def test_text_lists_are_scored_too(tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     (tmp_path / "val.txt").write_text('x.jpg 10,20,60,70,2\n"sub/two words.png" 10,20,61,71,1\n')
     write(tmp_path / "results", "x", [[10, 20, 60, 70, 0.5]], [1], [1])
     write(tmp_path / "results", "two words", [[10, 20, 61, 71, 0.5]], [0], [1])
@@ -179,7 +179,7 @@ def test_text_lists_are_scored_too(tmp_path):
             [
                 CLASSES,
                 "--dataset=other",
-                f"--image_dir={pictures}",
+                f"--image_dir={images}",
                 f"--anno_path={tmp_path}/val.txt",
                 f"--result_path={tmp_path}/results",
                 f"--eval_output_path={tmp_path}/out",
@@ -231,7 +231,7 @@ def test_more_rows_than_a_hundred_count_when_they_are_asked_for(tmp_path):
         ("d\\cafe\u0301.jpg", "caf\u00e9"),
     ],
 )
-def test_other_slashes_and_other_unicode_forms_are_the_same_picture(tmp_path, caplog, file_name, stem):
+def test_other_slashes_and_other_unicode_forms_are_the_same_image(tmp_path, caplog, file_name, stem):
     annotations = write_annotations(tmp_path / "val.json", [file_name, "other.jpg"])
     write_perfect_results(tmp_path / "results", [stem, "other"])
     postprocess.main(
@@ -257,7 +257,7 @@ def test_missing_files_are_counted_and_the_first_named(case):
     (case.results / "two words_2.bin").unlink()
     with pytest.raises(
         UserError,
-        match=r"lacks 2 of the 18 result files that 6 pictures .* need: "
+        match=r"lacks 2 of the 18 result files that 6 images .* need: "
         r"a\.b_0\.bin; two words_2\.bin\. ",
     ):
         case()
@@ -278,7 +278,7 @@ def test_a_folder_that_is_none_is_named(case, monkeypatch, result_path, message)
         case(result_path=result_path)
 
 
-def test_pictures_that_share_their_files_are_refused(case):
+def test_images_that_share_their_files_are_refused(case):
     write_annotations(case.folder / "val.json", [*NAMES, "other/a.png"])
     with pytest.raises(UserError, match=r"'a\.jpg' and 'other/a\.png' have the same result files a_0\.bin"):
         case()
@@ -291,13 +291,13 @@ def test_a_label_without_a_class_is_refused(case, label):
         case()
 
 
-def test_files_of_other_pictures_are_mentioned(case, caplog):
+def test_files_of_other_images_are_mentioned(case, caplog):
     write(case.results, "stranger", [[0] * 5], [0], [0])
     (case.results / "notes.txt").write_text("")
     case()
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert "3 files of no picture" in warnings[0] and "stranger_0.bin; stranger_1.bin" in warnings[0]
+    assert "3 files of no image" in warnings[0] and "stranger_0.bin; stranger_1.bin" in warnings[0]
 
 
 def test_the_program_ends_with_the_lines_or_with_one_message(case):

@@ -18,7 +18,7 @@ from src.sample_data import (
     _coverage,
     _outline,
     main,
-    make_picture,
+    make_image,
     make_sample_data,
 )
 from tests.helpers import REPO_ROOT
@@ -53,8 +53,8 @@ def test_coco_layout(sample, subset, num_images):
     assert len({annotation["id"] for annotation in data["annotations"]}) == len(data["annotations"])
     assert min(annotation["id"] for annotation in data["annotations"]) == 1
     for image in data["images"]:
-        picture = cv2.imread(str(sample / subset / image["file_name"]))
-        assert picture.shape == (128, 160, 3) == (image["height"], image["width"], 3)
+        pixels = cv2.imread(str(sample / subset / image["file_name"]))
+        assert pixels.shape == (128, 160, 3) == (image["height"], image["width"], 3)
     for annotation in data["annotations"]:
         x, y, width, height = annotation["bbox"]
         assert x >= 0 and y >= 0 and x + width <= 160 and y + height <= 128
@@ -63,13 +63,13 @@ def test_coco_layout(sample, subset, num_images):
         assert 0 < annotation["area"] <= width * height * 1.001
 
 
-def test_subsets_differ_and_a_longer_set_begins_with_the_same_pictures(tmp_path, sample):
+def test_subsets_differ_and_a_longer_set_begins_with_the_same_images(tmp_path, sample):
     longer = SampleSpec(num_train=7, num_val=3, width=160, height=128, seed=5)
     make_sample_data(tmp_path / "longer", longer)
     first, second = fingerprint(sample), fingerprint(tmp_path / "longer")
     assert all(second[name] == value for name, value in first.items() if name.endswith(".jpg"))
-    pictures = [value for name, value in first.items() if name.endswith(".jpg")]
-    assert len(set(pictures)) == len(pictures) == 9
+    images = [value for name, value in first.items() if name.endswith(".jpg")]
+    assert len(set(images)) == len(images) == 9
 
 
 def test_same_arguments_give_the_same_files_another_seed_others(tmp_path, sample):
@@ -102,11 +102,11 @@ class _Item:
         self.class_name, self.corners = class_name, corners
 
 
-def test_objects_stay_visible_and_some_pictures_are_empty():
+def test_objects_stay_visible_and_some_images_are_empty():
     spec = SampleSpec()
     counts = []
     for index in range(60):
-        _, objects = make_picture(spec, 0, index)
+        _, objects = make_image(spec, 0, index)
         counts.append(len(objects))
         for number, item in enumerate(objects):
             hidden = np.ones_like(item.mask)
@@ -147,7 +147,7 @@ def test_an_interrupted_run_leaves_nothing_and_is_made_good(tmp_path, sample, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("src.sample_data.make_picture", interrupt)
+        patch.setattr("src.sample_data.make_image", interrupt)
         make_sample_data(tmp_path / "data", SMALL)
     assert list(tmp_path.iterdir()) == []
     # a run that was killed could not tidy up: its marked folder is removed by the next one
@@ -181,7 +181,7 @@ def test_as_a_program_it_says_what_it_did_and_fails_with_one_message(tmp_path):
         for more in ([], [], ["--seed=2"])
     )
     assert (first.returncode, second.returncode, third.returncode) == (0, 0, 1)
-    assert "wrote 1 training pictures" in first.stdout
+    assert "wrote 1 training images" in first.stdout
     assert "['background', 'disc', 'square', 'star']" in first.stdout
     assert "kept as it is" in second.stdout
     assert "other arguments" in third.stdout

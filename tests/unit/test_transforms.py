@@ -1,4 +1,4 @@
-"""Pictures and boxes on their way to the network; expected numbers are worked out here by hand or with OpenCV."""
+"""Images and boxes on their way to the network; expected numbers are worked out here by hand or with OpenCV."""
 
 import io
 import struct
@@ -10,21 +10,21 @@ import pytest
 from PIL import Image
 
 from src import transforms
-from src.transforms import Canvas, PictureError
+from src.transforms import Canvas, ImageError
 
 CANVAS = Canvas(width=1280, height=768)
 MEAN = np.array([123.675, 116.28, 103.53])
 STD = np.array([58.395, 57.12, 57.375])
 
 
-def smooth_picture(height, width, seed=0):
+def smooth_image(height, width, seed=0):
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return cv2.GaussianBlur(noise, (0, 0), 2)
 
 
-def file_of(picture, kind, mode="RGB", **options):
+def file_of(image, kind, mode="RGB", **options):
     stream = io.BytesIO()
-    Image.fromarray(picture).convert(mode).save(stream, kind, **options)
+    Image.fromarray(image).convert(mode).save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -36,16 +36,16 @@ def as_array(data):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP"])
-def test_lossless_pictures_arrive_as_rgb(kind):
-    picture = smooth_picture(20, 30)
-    assert np.array_equal(transforms.checked_rgb(file_of(picture, kind)), picture)
+def test_lossless_images_arrive_as_rgb(kind):
+    image = smooth_image(20, 30)
+    assert np.array_equal(transforms.checked_rgb(file_of(image, kind)), image)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
 def test_other_png_modes_become_three_channels(mode):
-    picture = smooth_picture(20, 30)
-    decoded = transforms.checked_rgb(file_of(picture, "PNG", mode))
-    expected = np.asarray(Image.fromarray(picture).convert(mode).convert("RGB"))
+    image = smooth_image(20, 30)
+    decoded = transforms.checked_rgb(file_of(image, "PNG", mode))
+    expected = np.asarray(Image.fromarray(image).convert(mode).convert("RGB"))
     assert decoded.dtype == np.uint8
     assert np.array_equal(decoded, expected)
 
@@ -69,35 +69,35 @@ def test_sixteen_bit_values_are_divided_by_257():
 def test_exif_orientation_is_ignored():
     exif = Image.Exif()
     exif[0x112] = 6
-    assert transforms.checked_rgb(file_of(smooth_picture(20, 30), "JPEG", exif=exif)).shape == (20, 30, 3)
+    assert transforms.checked_rgb(file_of(smooth_image(20, 30), "JPEG", exif=exif)).shape == (20, 30, 3)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 @pytest.mark.parametrize("keep", [lambda n: n - 2, lambda n: n - 100, lambda n: n // 2, lambda n: 300, lambda n: 4])
 def test_a_cut_jpeg_is_refused(options, keep, capfd):
-    data = file_of(smooth_picture(120, 160), "JPEG", **options)
-    with pytest.raises(PictureError, match=r"cut off|damaged|not a picture"):
+    data = file_of(smooth_image(120, 160), "JPEG", **options)
+    with pytest.raises(ImageError, match=r"cut off|damaged|not an image"):
         transforms.checked_rgb(data[: keep(len(data))])
 
 
 def test_a_jpeg_with_restart_marks_cut_before_its_end_mark_is_refused():
-    picture = cv2.imencode(".jpg", smooth_picture(120, 160), [cv2.IMWRITE_JPEG_RST_INTERVAL, 4])[1].tobytes()
-    with pytest.raises(PictureError, match=r"cut off"):
-        transforms.checked_rgb(picture[:-2])
+    image = cv2.imencode(".jpg", smooth_image(120, 160), [cv2.IMWRITE_JPEG_RST_INTERVAL, 4])[1].tobytes()
+    with pytest.raises(ImageError, match=r"cut off"):
+        transforms.checked_rgb(image[:-2])
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "is empty"),
-        (b"<html>404</html>", "not a picture"),
-        (file_of(smooth_picture(8, 8), "GIF"), "GIF"),
-        (file_of(smooth_picture(64, 64), "PNG")[:-40], "damaged"),
-        (file_of(smooth_picture(64, 64), "BMP")[:-40], "damaged|not a picture"),
+        (b"<html>404</html>", "not an image"),
+        (file_of(smooth_image(8, 8), "GIF"), "GIF"),
+        (file_of(smooth_image(64, 64), "PNG")[:-40], "damaged"),
+        (file_of(smooth_image(64, 64), "BMP")[:-40], "damaged|not an image"),
     ],
 )
-def test_files_that_are_no_whole_picture_are_refused(data, message, capfd):
-    with pytest.raises(PictureError, match=message):
+def test_files_that_are_no_whole_image_are_refused(data, message, capfd):
+    with pytest.raises(ImageError, match=message):
         transforms.checked_rgb(data)
 
 
@@ -106,16 +106,16 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     png = bytearray(file_of(np.zeros((4, 4, 3), np.uint8), "PNG"))
     png[16:24] = (50000).to_bytes(4, "big") * 2
     png[29:33] = np.uint32(zlib.crc32(png[12:29])).byteswap().tobytes()
-    with pytest.raises(PictureError, match="too large"):
+    with pytest.raises(ImageError, match="too large"):
         transforms.checked_rgb(bytes(png))
 
 
 def test_read_rgb_names_the_file(tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"text")
-    with pytest.raises(PictureError, match=r"bad\.jpg: is not a picture"):
+    with pytest.raises(ImageError, match=r"bad\.jpg: is not an image"):
         transforms.read_rgb(bad)
-    with pytest.raises(PictureError, match=r"none\.jpg: cannot be read \(No such file"):
+    with pytest.raises(ImageError, match=r"none\.jpg: cannot be read \(No such file"):
         transforms.read_rgb(tmp_path / "none.jpg")
 
 
@@ -126,7 +126,7 @@ TIFF_COMPRESSIONS = ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"]
 
 @pytest.mark.parametrize("compression", TIFF_COMPRESSIONS)
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1"])
-def test_tiff_pictures_arrive_as_they_are_stored(mode, compression):
+def test_tiff_images_arrive_as_they_are_stored(mode, compression):
     """A plain colour is the same in every mode, and alpha is dropped, not multiplied."""
     colour = (255, 255, 255) if mode == "1" else (90, 90, 90)
     image = Image.new("RGB", (30, 20), colour)
@@ -142,9 +142,9 @@ def test_tiff_pictures_arrive_as_they_are_stored(mode, compression):
 
 @pytest.mark.parametrize("compression", TIFF_COMPRESSIONS)
 def test_tiff_pixels_have_their_places_and_the_order_rgb(compression):
-    picture = smooth_picture(37, 53)
-    assert np.array_equal(transforms.checked_rgb(file_of(picture, "TIFF", compression=compression)), picture)
-    assert np.array_equal(transforms.checked_rgb(cv2.imencode(".tif", picture[..., ::-1])[1].tobytes()), picture)
+    image = smooth_image(37, 53)
+    assert np.array_equal(transforms.checked_rgb(file_of(image, "TIFF", compression=compression)), image)
+    assert np.array_equal(transforms.checked_rgb(cv2.imencode(".tif", image[..., ::-1])[1].tobytes()), image)
 
 
 def test_sixteen_bit_grey_tiff_values_are_divided_by_257():
@@ -185,27 +185,27 @@ def pages(number):
         (file_of_16_bits(np.ones((9, 9), np.float32)), "of the kind F, which is not read; save it as PNG"),
         (file_of_16_bits(np.ones((9, 9), np.int32)), "of the kind I, which"),
         (with_tag(file_of_16_bits(np.ones((9, 9), np.uint16)), 262, 0), "of the kind I;16, which is not read"),
-        (file_of(smooth_picture(9, 9), "TIFF", tiffinfo={274: 6}), "to be turned when it is shown; save it upright"),
+        (file_of(smooth_image(9, 9), "TIFF", tiffinfo={274: 6}), "to be turned when it is shown; save it upright"),
     ],
     ids=["pages", "float", "32 bits", "white is 0", "turned"],
 )
 def test_other_tiff_files_are_refused_by_name(data, message):
-    with pytest.raises(PictureError, match=message):
+    with pytest.raises(ImageError, match=message):
         transforms.checked_rgb(data)
 
 
 @pytest.mark.parametrize("compression", TIFF_COMPRESSIONS)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_cut_tiff_is_refused(compression, share):
-    data = file_of(smooth_picture(97, 131), "TIFF", compression=compression)
-    with pytest.raises(PictureError):
+    data = file_of(smooth_image(97, 131), "TIFF", compression=compression)
+    with pytest.raises(ImageError):
         transforms.checked_rgb(data[: int(share * len(data))])
 
 
 def test_records_hold_a_tiff_as_png_and_other_files_as_they_are():
-    picture = smooth_picture(20, 30)
+    image = smooth_image(20, 30)
     for kind in ("TIFF", "PNG", "JPEG"):
-        data = file_of(picture, kind)
+        data = file_of(image, kind)
         decoded = transforms.checked_rgb(data)
         stored = transforms.stored_bytes(data, decoded)
         assert (stored == data) == (kind != "TIFF")
@@ -238,16 +238,16 @@ def test_keep_ratio_sizes(width, height, canvas, new_width, new_height, scale):
 
 
 def test_a_portrait_is_resized_from_the_first_result():
-    picture = smooth_picture(640, 480)
-    first = cv2.resize(picture, (768, 1024), interpolation=cv2.INTER_LINEAR)
+    image = smooth_image(640, 480)
+    first = cv2.resize(image, (768, 1024), interpolation=cv2.INTER_LINEAR)
     expected = cv2.resize(first, (576, 768), interpolation=cv2.INTER_LINEAR)
-    resized, _, _ = transforms.resize(picture, CANVAS)
+    resized, _, _ = transforms.resize(image, CANVAS)
     assert np.array_equal(resized, expected)
-    assert not np.array_equal(resized, cv2.resize(picture, (576, 768)))
+    assert not np.array_equal(resized, cv2.resize(image, (576, 768)))
 
 
-def test_without_keep_ratio_the_picture_fills_the_canvas():
-    resized, scale_h, scale_w = transforms.resize(smooth_picture(480, 640), Canvas(1280, 768, keep_ratio=False))
+def test_without_keep_ratio_the_image_fills_the_canvas():
+    resized, scale_h, scale_w = transforms.resize(smooth_image(480, 640), Canvas(1280, 768, keep_ratio=False))
     assert resized.shape == (768, 1280, 3)
     assert (scale_h, scale_w) == (1.6, 2.0)
 
@@ -257,22 +257,22 @@ def test_without_keep_ratio_the_picture_fills_the_canvas():
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_padding_comes_before_normalisation_and_flip_mirrors_the_canvas(flip):
-    picture = smooth_picture(5, 7)
+    image = smooth_image(5, 7)
     padded = np.zeros((8, 10, 3))
-    padded[:5, :7] = picture
+    padded[:5, :7] = image
     expected = ((padded - MEAN) / STD).transpose(2, 0, 1)
     if flip:
         expected = expected[:, :, ::-1]
-    out = transforms.normalize_to_canvas(picture, Canvas(10, 8), flip=flip)
+    out = transforms.normalize_to_canvas(image, Canvas(10, 8), flip=flip)
     assert out.dtype == np.float32
     assert out.flags.c_contiguous
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6)
 
 
-def test_a_picture_of_the_canvas_size_has_no_padding():
-    picture = smooth_picture(8, 10)
-    out = transforms.normalize_to_canvas(picture, Canvas(10, 8))
-    np.testing.assert_allclose(out.transpose(1, 2, 0) * STD + MEAN, picture, atol=1e-4)
+def test_an_image_of_the_canvas_size_has_no_padding():
+    image = smooth_image(8, 10)
+    out = transforms.normalize_to_canvas(image, Canvas(10, 8))
+    np.testing.assert_allclose(out.transpose(1, 2, 0) * STD + MEAN, image, atol=1e-4)
 
 
 # ---- boxes
@@ -280,7 +280,7 @@ def test_a_picture_of_the_canvas_size_has_no_padding():
 
 def test_boxes_are_scaled_then_clipped_to_the_last_pixel():
     boxes = np.array([[-4, 1, 5, 2.5], [10.25, 20.5, 40, 30]], np.float32)
-    # y by 3, x by 2; the resized picture is 50 high and 70 wide: limits 49 and 69
+    # y by 3, x by 2; the resized image is 50 high and 70 wide: limits 49 and 69
     expected = [[0, 3, 10, 7.5], [20.5, 49, 69, 49]]
     assert transforms.scale_and_clip(boxes, 3.0, 2.0, 50, 70).tolist() == expected
 
@@ -291,18 +291,18 @@ def test_flipped_boxes():
     assert boxes[0].tolist() == [0, 3, 10, 7]
 
 
-def test_expand_pastes_the_picture_where_the_boxes_say():
-    picture = smooth_picture(30, 40) | 1  # no black pixel
+def test_expand_pastes_the_image_where_the_boxes_say():
+    image = smooth_image(30, 40) | 1  # no black pixel
     boxes = np.array([[0, 0, 40, 30], [5, 6, 7, 8]], np.float32)
     sizes = set()
     for seed in range(20):
-        expanded, moved = transforms.expand(picture, boxes, np.random.default_rng(seed))
+        expanded, moved = transforms.expand(image, boxes, np.random.default_rng(seed))
         height, width = expanded.shape[:2]
         assert 30 <= height <= 120
         assert 40 <= width <= 160
         x1, y1, x2, y2 = moved[0].astype(int)
-        assert np.array_equal(expanded[y1:y2, x1:x2], picture)
-        assert np.count_nonzero(expanded) == picture.size  # black everywhere else
+        assert np.array_equal(expanded[y1:y2, x1:x2], image)
+        assert np.count_nonzero(expanded) == image.size  # black everywhere else
         np.testing.assert_array_equal(moved[1] - moved[0][[0, 1, 0, 1]], boxes[1])
         sizes.add((height, width))
     assert len(sizes) > 15
@@ -319,7 +319,7 @@ def test_ground_truth_is_padded_and_crowds_are_invalid():
     assert (padded.dtype, labels.dtype, valid.dtype) == (np.float32, np.int32, bool)
 
 
-def test_a_picture_without_boxes_has_only_padding():
+def test_an_image_without_boxes_has_only_padding():
     padded, labels, valid = transforms.pad_ground_truth(
         np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), 4, np.random.default_rng(0)
     )
@@ -353,46 +353,46 @@ def test_crowds_leave_first_when_there_are_too_many_boxes():
     assert valid.tolist() == [True, True, True, False]
 
 
-# ---- whole pictures
+# ---- whole images
 
 
-def train(picture, boxes, seed, **options):
-    return transforms.training_input(picture, boxes, CANVAS, rng=np.random.default_rng(seed), **options)
+def train(image, boxes, seed, **options):
+    return transforms.training_input(image, boxes, CANVAS, rng=np.random.default_rng(seed), **options)
 
 
 def test_training_input_without_augmentation():
-    picture = smooth_picture(480, 640)
+    pixels = smooth_image(480, 640)
     boxes = np.array([[10, 20, 640, 480]], np.float32)
-    image, image_shape, moved = train(picture, boxes, 0, expand_ratio=0.0, flip_ratio=0.0)
+    image, image_shape, moved = train(pixels, boxes, 0, expand_ratio=0.0, flip_ratio=0.0)
     padded = np.zeros((768, 1280, 3))
-    padded[:, :1024] = cv2.resize(picture, (1024, 768), interpolation=cv2.INTER_LINEAR)
+    padded[:, :1024] = cv2.resize(pixels, (1024, 768), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(image, ((padded - MEAN) / STD).transpose(2, 0, 1), atol=1e-6)
     assert image_shape.tolist() == [768, 1280, 1]
     np.testing.assert_allclose(moved, [[16, 32, 1023, 767]], rtol=1e-6)
 
 
 def test_training_input_flipped():
-    picture = smooth_picture(480, 640)
+    image = smooth_image(480, 640)
     boxes = np.array([[10, 20, 100, 200]], np.float32)
-    plain, _, _ = train(picture, boxes, 0, expand_ratio=0.0, flip_ratio=0.0)
-    flipped, _, moved = train(picture, boxes, 0, expand_ratio=0.0, flip_ratio=1.0)
+    plain, _, _ = train(image, boxes, 0, expand_ratio=0.0, flip_ratio=0.0)
+    flipped, _, moved = train(image, boxes, 0, expand_ratio=0.0, flip_ratio=1.0)
     assert np.array_equal(flipped, plain[:, :, ::-1])
     np.testing.assert_allclose(moved, [[1279 - 160, 32, 1279 - 16, 320]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("expand_ratio", "flip_ratio"), [(1.0, 0.5), (0.5, 0.0), (0.0, 1.0)])
-def test_share_of_expanded_and_flipped_pictures(expand_ratio, flip_ratio):
-    """A white picture fills its canvas of the same size; black pixels mean that it was expanded.
+def test_share_of_expanded_and_flipped_images(expand_ratio, flip_ratio):
+    """A white image fills its canvas of the same size; black pixels mean that it was expanded.
 
     The box is its left half: on the right it means a flip.
     """
-    picture, canvas = np.full((64, 64, 3), 255, np.uint8), Canvas(64, 64)
+    pixels, canvas = np.full((64, 64, 3), 255, np.uint8), Canvas(64, 64)
     boxes = np.array([[0, 0, 10, 63]], np.float32)
     black = ((0 - MEAN) / STD)[:, None, None]
     num_expanded = num_flipped = 0
     for seed in range(600):
         image, _, moved = transforms.training_input(
-            picture, boxes, canvas, rng=np.random.default_rng(seed), expand_ratio=expand_ratio, flip_ratio=flip_ratio
+            pixels, boxes, canvas, rng=np.random.default_rng(seed), expand_ratio=expand_ratio, flip_ratio=flip_ratio
         )
         expanded = bool((np.abs(image - black) < 0.5).any())
         num_expanded += expanded
@@ -403,8 +403,8 @@ def test_share_of_expanded_and_flipped_pictures(expand_ratio, flip_ratio):
 
 
 def test_evaluation_input_keeps_the_original_size_and_scale():
-    image, image_shape = transforms.evaluation_input(smooth_picture(640, 480), CANVAS)
+    image, image_shape = transforms.evaluation_input(smooth_image(640, 480), CANVAS)
     assert image.shape == (3, 768, 1280)
     np.testing.assert_allclose(image_shape, [640, 480, 1.2, 1.2], rtol=1e-6)
-    stretched = transforms.evaluation_input(smooth_picture(640, 480), Canvas(1280, 768, keep_ratio=False))[1]
+    stretched = transforms.evaluation_input(smooth_image(640, 480), Canvas(1280, 768, keep_ratio=False))[1]
     np.testing.assert_allclose(stretched, [640, 480, 1.2, 1280 / 480], rtol=1e-6)

@@ -87,14 +87,14 @@ def test_overlap_of_62_percent_passes_three_of_ten_thresholds():
     assert [metrics[n] for n in ("AP", "AP50", "AP75", "APl", "AR100")] == pytest.approx([0.3, 1, 0, 0.3, 0.3])
 
 
-def test_half_of_the_pictures_detected():
+def test_half_of_the_images_detected():
     boxes = {image_id: [(5, 5, 50, 50)] for image_id in (1, 2, 3, 4)}
     found = [(5, 5, 55, 55, 0.9, 0)]
     metrics = score(ground_truth(boxes), {1: found, 2: [], 3: found, 4: []})
     assert (metrics["AP"], metrics["AR100"]) == pytest.approx((51 / 101, 0.5))
 
 
-def test_false_positive_in_a_picture_without_boxes_counts():
+def test_false_positive_in_an_image_without_boxes_counts():
     truth = ground_truth({1: [(0, 0, 50, 50)], 2: []})
     metrics = score(truth, {1: [(0, 0, 50, 50, 0.8, 0)], 2: [(0, 0, 50, 50, 0.9, 0)]})
     assert metrics["AP"] == pytest.approx(0.5)  # precision 1/2 at every recall
@@ -364,7 +364,7 @@ def test_default_classes_are_the_eighty_of_coco():
 
 
 class OneBoxNet(nn.Cell):
-    """Detects one box of side 50 at x = y = the value of the picture's first pixel; nothing where it is 0."""
+    """Detects one box of side 50 at x = y = the value of the image's first pixel; nothing where it is 0."""
 
     def __init__(self):
         super().__init__()
@@ -379,14 +379,14 @@ class OneBoxNet(nn.Cell):
 
 
 class TruncatingNet(OneBoxNet):
-    """The same, and says of every picture whose first pixel exceeds 25 that its NMS was cut short."""
+    """The same, and says of every image whose first pixel exceeds 25 that its NMS was cut short."""
 
     def detect(self, img_data, img_metas):
         boxes, labels, mask = self.construct(img_data, img_metas)
         return boxes, labels, mask, img_data[:, 0, 0, 0] > 25
 
 
-def picture_dataset(corners, batch_size=2):
+def image_dataset(corners, batch_size=2):
     """Batches with a last partial one; image id = 100 + number."""
 
     def rows():
@@ -416,9 +416,9 @@ def mode(request):
 
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE], indirect=True, ids=["graph", "pynative"])
 @pytest.mark.parametrize("net_class", [OneBoxNet, TruncatingNet])
-def test_every_picture_of_a_partial_last_batch_counts(mode, net_class):
+def test_every_image_of_a_partial_last_batch_counts(mode, net_class):
     evaluator = corner_evaluator()
-    evaluate(net_class(), picture_dataset(CORNERS), evaluator, batch_size=2)
+    evaluate(net_class(), image_dataset(CORNERS), evaluator, batch_size=2)
     assert evaluator.num_images == 5
     metrics = evaluator.summarize(None)
     assert (metrics["AP"], metrics["AR100"]) == pytest.approx((1, 1))
@@ -426,17 +426,17 @@ def test_every_picture_of_a_partial_last_batch_counts(mode, net_class):
     assert len(evaluator.detections(103).scores) == 0
 
 
-def test_pictures_with_a_cut_nms_are_counted_without_the_padding(caplog):
-    evaluate(TruncatingNet(), picture_dataset(CORNERS), corner_evaluator(), batch_size=2)
+def test_images_with_a_cut_nms_are_counted_without_the_padding(caplog):
+    evaluate(TruncatingNet(), image_dataset(CORNERS), corner_evaluator(), batch_size=2)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert warnings[0].startswith("2 of 5 images")  # 30 and 40; the copy of 40 is not a picture
+    assert warnings[0].startswith("2 of 5 images")  # 30 and 40; the copy of 40 is not an image
 
 
 def test_evaluation_leaves_parameter_names_and_training_mode_alone():
     network = TruncatingNet()
     network.set_train(True)
-    evaluate(network, picture_dataset(CORNERS), corner_evaluator(), batch_size=2)
+    evaluate(network, image_dataset(CORNERS), corner_evaluator(), batch_size=2)
     assert network.training
     assert [parameter.name for parameter in network.get_parameters()] == ["weight"]
 
@@ -454,7 +454,7 @@ def test_network_sees_full_batches_in_evaluation_mode(mode):
     network.set_train(True)
     cell = DetectionCell(network)
     for _ in range(2):
-        evaluate(cell, picture_dataset(CORNERS), corner_evaluator(), batch_size=2)
+        evaluate(cell, image_dataset(CORNERS), corner_evaluator(), batch_size=2)
         assert network.training  # as it was before
     assert seen == [(2, False)] * 6
 
@@ -467,14 +467,14 @@ def test_another_runtime_is_a_function_of_arrays():
         return [np.stack(arrays) for arrays in zip(*rows, strict=True)]
 
     evaluator = corner_evaluator()
-    evaluate(predict, picture_dataset(CORNERS, batch_size=3), evaluator, batch_size=3)
-    # a false box in the picture without any has the same score as the true ones: only recall is certain
+    evaluate(predict, image_dataset(CORNERS, batch_size=3), evaluator, batch_size=3)
+    # a false box in the image without any has the same score as the true ones: only recall is certain
     assert evaluator.summarize(None)["AR100"] == pytest.approx(1)
 
 
 def test_plain_progress_lines_and_speed_are_logged(caplog):
     caplog.set_level(logging.INFO, "src")
-    evaluate(OneBoxNet(), picture_dataset(CORNERS), corner_evaluator(), batch_size=2)
+    evaluate(OneBoxNet(), image_dataset(CORNERS), corner_evaluator(), batch_size=2)
     text = caplog.text
     assert "evaluation: 3 of 3 batches" in text
     assert "evaluated 5 images in" in text

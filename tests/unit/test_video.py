@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from src.model_utils.errors import UserError
-from src.transforms import PictureError
+from src.transforms import ImageError
 from src.video import VideoReader, VideoWriter
 from tests.helpers import REPO_ROOT
 
@@ -22,8 +22,8 @@ def frame(number, height=48, width=64):
 
 def write(path, frames, frame_rate=12.5):
     with VideoWriter(path, frame_rate) as video:
-        for picture in frames:
-            video.write(picture)
+        for image in frames:
+            video.write(image)
 
 
 def names_in(folder):
@@ -58,14 +58,14 @@ def test_frames_come_back_in_order_and_colour(tmp_path, frame_rate):
 def test_odd_sizes_are_made_even(tmp_path, height, width):
     write(tmp_path / "a.mp4", [frame(number, height, width) for number in range(3)])
     frames, _ = opened(tmp_path / "a.mp4")
-    assert [picture.shape for picture in frames] == [(height + height % 2, width + width % 2, 3)] * 3
+    assert [image.shape for image in frames] == [(height + height % 2, width + width % 2, 3)] * 3
     np.testing.assert_allclose(frames[1][-1, -1], COLOURS[1], atol=25)  # no black border
 
 
 def test_frames_of_another_size_are_brought_to_that_of_the_first(tmp_path):
     write(tmp_path / "a.mp4", [frame(0), frame(1, 20, 20), frame(2)])
     frames, _ = opened(tmp_path / "a.mp4")
-    assert [picture.shape for picture in frames] == [(48, 64, 3)] * 3
+    assert [image.shape for image in frames] == [(48, 64, 3)] * 3
 
 
 def test_an_error_in_between_leaves_the_old_file_and_no_rest(tmp_path):
@@ -116,7 +116,7 @@ def test_a_file_that_cannot_grow_is_an_error(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"<html></html>", bytes(range(256)) * 40])
 def test_what_is_no_video_is_named(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
-    with pytest.raises(PictureError, match=r"a\.mp4: is not a video"):
+    with pytest.raises(ImageError, match=r"a\.mp4: is not a video"):
         VideoReader(tmp_path / "a.mp4")
 
 

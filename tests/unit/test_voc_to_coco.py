@@ -19,7 +19,7 @@ CLASSES = ("mask", "no mask")
 
 @pytest.fixture
 def voc(tmp_path):
-    """Ten pictures p0.png ... p9.png of 40 x 30, each with one box; picture 3 has three, picture 4 none."""
+    """Ten images p0.png ... p9.png of 40 x 30, each with one box; image 3 has three, image 4 none."""
     root = tmp_path / "voc"
     (root / "images").mkdir(parents=True)
     (root / "annotations").mkdir()
@@ -85,7 +85,7 @@ def test_layout_ids_and_boxes(voc, tmp_path, caplog):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "voc"]
 
 
-def test_pictures_are_copied_byte_for_byte_or_linked(voc, tmp_path):
+def test_images_are_copied_byte_for_byte_or_linked(voc, tmp_path):
     contents = convert(voc, tmp_path / "copied")
     linked = convert(voc, tmp_path / "linked", "--hard_links")
     assert linked == contents
@@ -122,7 +122,7 @@ def test_the_seed_decides_the_division(voc, tmp_path):
 
 
 @pytest.mark.parametrize(("fraction", "num_val"), [(0.01, 1), (0.25, 2), (0.99, 9)])
-def test_both_sets_get_pictures(voc, fraction, num_val):
+def test_both_sets_get_images(voc, fraction, num_val):
     images = read_voc(voc / "annotations", voc / "images").images
     subsets = voc_to_coco.split_at_random(images, fraction, seed=1)
     assert len(subsets["val2017"]) == num_val

@@ -360,7 +360,7 @@ def test_nothing_outside_the_image_folder_is_read(voc):
     assert pairs(voc)["p1.xml"] == "p1.png"
     (voc / "images" / "p1.png").unlink()
     (voc / "images" / "p1.png").symlink_to(voc / "secret.png")
-    with pytest.raises(UserError, match=r"p1\.xml: 'p1.png' leads to .*secret\.png, outside the picture folder"):
+    with pytest.raises(UserError, match=r"p1\.xml: 'p1.png' leads to .*secret\.png, outside the image folder"):
         read(voc)
 
 

@@ -140,7 +140,7 @@ def test_anchor_across_the_border_leaves_before_matching():
 
 
 def test_anchor_on_the_last_pixel_is_inside():
-    """W - 1 = 63 is inside, 64 is not; the canvas counts, not the picture on it."""
+    """W - 1 = 63 is inside, 64 is not; the canvas counts, not the image on it."""
     anchors = [[54, 54, 63, 63], [55, 54, 64, 63], [54, 55, 63, 64], [0, 0, 9, 9]]
     assert targets_of(anchors, [[54, 54, 63, 63]]) == [1, None, None, 0]
 

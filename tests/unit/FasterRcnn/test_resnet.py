@@ -239,7 +239,7 @@ def test_folded_norms_change_neither_values_nor_gradients(kind, stride, down_sam
         np.testing.assert_allclose(folded.asnumpy(), plain.asnumpy(), atol=1e-5 * largest)
 
 
-# A batch of the small detector has 8192 pixels per picture; half a million count as many.
+# A batch of the small detector has 8192 pixels per image; half a million count as many.
 @pytest.mark.parametrize(
     "changes, folded",
     [

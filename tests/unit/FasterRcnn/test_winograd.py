@@ -46,7 +46,7 @@ def not_in_thirds(shape, stride):
 
 @pytest.fixture(params=["together", "one by one", "in thirds"])
 def small_maps_too(request, monkeypatch):
-    """Small maps are computed by the algorithm too: all pictures at once, each alone, or each in three parts."""
+    """Small maps are computed by the algorithm too: all images at once, each alone, or each in three parts."""
     monkeypatch.setattr(winograd, "_MIN_OUTPUTS", 0)
     if request.param != "together":
         monkeypatch.setattr(winograd, "_MAX_VALUES", 0)
@@ -172,7 +172,7 @@ def test_an_odd_map_is_convolved_plainly():
 @pytest.mark.parametrize(
     "shape, stride, pieces, groups",
     [
-        # Values of a picture, of which 16.8 million may be in memory at once:
+        # Values of an image, of which 16.8 million may be in memory at once:
         ((2, 256, 192, 320), 1, ((0, 1), (1, 2)), 3),  # 35.4 million
         ((2, 256, 96, 160), 1, ((0, 1), (1, 2)), 1),  # 8.8
         ((3, 256, 48, 80), 1, ((0, 3),), 1),  # 2.2

@@ -184,8 +184,8 @@ def test_num_classes_as_a_flag_is_checked():
         (["--coco_root=/data/coco"], "/data/coco/MindRecord_COCO_TRAIN"),
         (["--coco_root=/data/coco", "--mindrecord_dir=/fast/records"], "/fast/records"),
         (["--coco_root=/d", "--mindrecord_dir=/data/MindRecord_COCO_TRAIN"], "/data/MindRecord_COCO_TRAIN"),
-        (["--dataset=other", "--image_dir=/pictures"], "/pictures/MindRecord_COCO_TRAIN"),
-        (["--dataset=other", "--image_dir=/pictures", "--coco_root=/d"], "/d/MindRecord_COCO_TRAIN"),
+        (["--dataset=other", "--image_dir=/images"], "/images/MindRecord_COCO_TRAIN"),
+        (["--dataset=other", "--image_dir=/images", "--coco_root=/d"], "/d/MindRecord_COCO_TRAIN"),
     ],
 )
 def test_mindrecord_dir_follows_the_data_unless_given(flags, expected):

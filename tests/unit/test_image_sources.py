@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from src.image_sources import find_inputs, is_video, left_out_text, natural_key, output_paths
 from src.model_utils.errors import UserError
-from src.picture_sources import find_inputs, is_video, left_out_text, natural_key, output_paths
-from src.transforms import FORMATS, PICTURE_SUFFIXES
+from src.transforms import FORMATS, IMAGE_SUFFIXES
 
 NATURAL = ["1.jpg", "2.JPG", "10.jpg", "a1b2.png", "a1b10.png", "A2.png", "a10.png", "b.png"]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with pictures and much else."""
+    """A folder with images and much else."""
     for name in [*NATURAL, "notes.txt", ".hidden.jpg", "film.mp4", "sub/deep/3.jpg", "[1].jpg", "noextension"]:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def test_any_two_names_can_be_compared(name):
         assert (natural_key(Path(name)) < natural_key(Path(other))) in (True, False)
 
 
-def test_a_folder_stands_for_its_pictures_alone(folder):
+def test_a_folder_stands_for_its_images_alone(folder):
     assert names(find_inputs(str(folder)).files) == ["1.jpg", "2.JPG", "10.jpg", "[1].jpg", *NATURAL[3:]]
 
 
@@ -68,7 +68,7 @@ def test_all_suffixes_are_taken_in_any_case(tmp_path):
     every = [
         f"{index}{suffix}"
         for index, suffix in enumerate(
-            [*PICTURE_SUFFIXES, *map(str.upper, PICTURE_SUFFIXES), *map(str.title, PICTURE_SUFFIXES)]
+            [*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES), *map(str.title, IMAGE_SUFFIXES)]
         )
     ]
     for name in [*every, "a.gif", "b.jpg.txt"]:
@@ -79,7 +79,7 @@ def test_all_suffixes_are_taken_in_any_case(tmp_path):
 
 def test_every_suffix_is_one_of_a_format_that_is_read():
     Image.init()
-    assert {Image.EXTENSION[suffix] for suffix in PICTURE_SUFFIXES} == set(FORMATS) - {"MPO"}
+    assert {Image.EXTENSION[suffix] for suffix in IMAGE_SUFFIXES} == set(FORMATS) - {"MPO"}
 
 
 @pytest.mark.parametrize("name", ["noextension", "[1].jpg", "film.mp4", "notes.txt"])
@@ -125,10 +125,10 @@ def test_nothing_is_an_error(folder, monkeypatch, what):
         find_inputs(what)
 
 
-def test_a_folder_without_pictures_is_an_error_that_helps(folder):
+def test_a_folder_without_images_is_an_error_that_helps(folder):
     with pytest.raises(
         UserError,
-        match=r"sub holds no pictures \(\.bmp .*'.*sub/\*\*/\*\.jpg'\. 1 other file or "
+        match=r"sub holds no images \(\.bmp .*'.*sub/\*\*/\*\.jpg'\. 1 other file or "
         r"folder left out: deep/$",
     ):
         find_inputs(str(folder / "sub"))

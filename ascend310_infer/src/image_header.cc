@@ -1,4 +1,4 @@
-#include "picture_header.h"
+#include "image_header.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -9,7 +9,7 @@
 namespace detector {
 namespace {
 
-using Kind = PictureHeader::Kind;
+using Kind = ImageHeader::Kind;
 
 // Reads integers of a file's bytes; beyond their end is an error, never memory.
 class Reader {
@@ -40,12 +40,12 @@ class Reader {
 };
 
 // Chunk IHDR comes first and starts with the two sizes.
-PictureHeader PngHeader(const Reader& reader) {
+ImageHeader PngHeader(const Reader& reader) {
   return {Kind::kPng, reader.BigEndian(16, 4), reader.BigEndian(20, 4)};
 }
 
 // The height is negative when the rows run from top to bottom; the oldest kind has sizes of 16 bits.
-PictureHeader BmpHeader(const Reader& reader) {
+ImageHeader BmpHeader(const Reader& reader) {
   if (reader.LittleEndian(14, 4) == 12) {
     return {Kind::kBmp, reader.LittleEndian(18, 2), reader.LittleEndian(20, 2)};
   }
@@ -54,7 +54,7 @@ PictureHeader BmpHeader(const Reader& reader) {
 }
 
 // Three kinds of first chunk: extended, lossless (two fields of 14 bits, minus one), lossy (14 bits).
-PictureHeader WebpHeader(const Reader& reader) {
+ImageHeader WebpHeader(const Reader& reader) {
   constexpr int64_t k14Bits = (1 << 14) - 1;
   if (reader.Holds(12, "VP8X")) {
     return {Kind::kWebp, reader.LittleEndian(24, 3) + 1, reader.LittleEndian(27, 3) + 1};
@@ -72,9 +72,9 @@ bool IsStartOfFrame(uint32_t marker) {
 }
 
 // Walks the segments to the first scan. The end marker must come after it: one inside an embedded thumbnail, which
-// lies in an earlier segment, says nothing about the picture.
-PictureHeader JpegHeader(const Reader& reader, const Bytes& content) {
-  PictureHeader header{Kind::kJpeg, 0, 0};
+// lies in an earlier segment, says nothing about the image.
+ImageHeader JpegHeader(const Reader& reader, const Bytes& content) {
+  ImageHeader header{Kind::kJpeg, 0, 0};
   size_t offset = 2;
   while (true) {
     if (reader.Byte(offset) != 0xFF) throw UserError("is damaged");
@@ -99,13 +99,13 @@ PictureHeader JpegHeader(const Reader& reader, const Bytes& content) {
 
 }  // namespace
 
-PictureHeader ReadHeader(const Bytes& content) {
+ImageHeader ReadHeader(const Bytes& content) {
   const Reader reader(content);
   if (reader.Holds(0, "\xFF\xD8\xFF")) return JpegHeader(reader, content);
   if (reader.Holds(0, "\x89PNG\r\n\x1A\n")) return PngHeader(reader);
   if (reader.Holds(0, "BM")) return BmpHeader(reader);
   if (reader.Holds(0, "RIFF") && reader.Holds(8, "WEBP")) return WebpHeader(reader);
-  throw UserError("is not a picture (JPEG, PNG, BMP or WEBP)");
+  throw UserError("is not an image (JPEG, PNG, BMP or WEBP)");
 }
 
 }  // namespace detector

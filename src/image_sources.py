@@ -1,4 +1,4 @@
-"""What a user names as input, a picture, a folder, a pattern or a video, as a list of files in natural order."""
+"""What a user names as input, an image, a folder, a pattern or a video, as a list of files in natural order."""
 
 import glob
 import re
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from src.coco_file import listed
 from src.model_utils.errors import UserError
-from src.transforms import PICTURE_SUFFIXES
+from src.transforms import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
@@ -30,7 +30,7 @@ def find_inputs(what: str) -> Inputs:
     """The files that an input stands for.
 
     Args:
-        what (str): a file of any name; or a folder, of which the pictures are taken (`PICTURE_SUFFIXES`) but not
+        what (str): a file of any name; or a folder, of which the images are taken (`IMAGE_SUFFIXES`) but not
             hidden ones nor those of folders in it; or a pattern with * ? [], in which ** goes through folders, of
             which all files are taken.
 
@@ -38,18 +38,18 @@ def find_inputs(what: str) -> Inputs:
         Inputs: the files, and what was left out.
 
     Raises:
-        UserError: there is no such file, or the folder holds no pictures, or the pattern fits no file.
+        UserError: there is no such file, or the folder holds no images, or the pattern fits no file.
     """
     path = Path(what)
     if what and path.is_file():  # also where the name holds the signs of a pattern
         return Inputs([path], [])
     if what and path.is_dir():
         inputs = _split(
-            path.iterdir(), lambda file: file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith(".")
+            path.iterdir(), lambda file: file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
         )
         if not inputs.files:
             raise UserError(
-                f"the folder {what} holds no pictures ({' '.join(PICTURE_SUFFIXES)}); folders in it are "
+                f"the folder {what} holds no images ({' '.join(IMAGE_SUFFIXES)}); folders in it are "
                 f"not looked into, for them give a pattern: '{what}/**/*.jpg'"
                 + (f". {left_out_text(inputs.left_out)}" if inputs.left_out else "")
             )
@@ -92,13 +92,13 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def output_paths(inputs: Sequence[Path], output_dir: Path, picture_suffix: str) -> list[Path]:
+def output_paths(inputs: Sequence[Path], output_dir: Path, image_suffix: str) -> list[Path]:
     """Where the drawn copy of every input goes: its name with a new suffix, numbered where two would be the same.
 
     Args:
-        inputs (Sequence[Path]): pictures and videos.
+        inputs (Sequence[Path]): images and videos.
         output_dir (Path): the folder of all outputs.
-        picture_suffix (str): of drawn pictures, ".png" or ".jpg"; drawn videos are .mp4.
+        image_suffix (str): of drawn images, ".png" or ".jpg"; drawn videos are .mp4.
 
     Returns:
         list[Path]: one for every input, all different: a.jpg and a.png become a.png and a_2.png.
@@ -110,7 +110,7 @@ def output_paths(inputs: Sequence[Path], output_dir: Path, picture_suffix: str) 
     taken: set[str] = set()
     paths = []
     for source in inputs:
-        suffix = ".mp4" if is_video(source) else picture_suffix
+        suffix = ".mp4" if is_video(source) else image_suffix
         name = next(name for name in _candidates(source.stem, suffix) if name.lower() not in taken)
         taken.add(name.lower())  # some file systems do not tell A.png from a.png
         paths.append(output_dir / name)

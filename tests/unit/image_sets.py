@@ -11,8 +11,8 @@ from src.model_utils.config import Config, load_config
 CLASSES = ("cat", "dog")
 
 
-def make_picture(number: int, width: int = 40, height: int = 30) -> np.ndarray:
-    """A smooth random BGR picture that depends on its number alone."""
+def make_image(number: int, width: int = 40, height: int = 30) -> np.ndarray:
+    """A smooth random BGR image that depends on its number alone."""
     noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
     return cv2.GaussianBlur(noise, (0, 0), 2)
 
@@ -26,13 +26,13 @@ def make_coco(
     first_id: int = 100,
     crowd=lambda index: False,
 ) -> dict:
-    """Write pictures and annotations of one subset; picture i has the id first_id - i and boxes_of(i) boxes."""
+    """Write images and annotations of one subset; image i has the id first_id - i and boxes_of(i) boxes."""
     (root / subset).mkdir(parents=True, exist_ok=True)
     (root / "annotations").mkdir(exist_ok=True)
     images, rows = [], []
     for index in range(num_images):
         name = f"{index:03d}.png"
-        cv2.imwrite(str(root / subset / name), make_picture(index))
+        cv2.imwrite(str(root / subset / name), make_image(index))
         images.append({"id": first_id - index, "file_name": name, "width": 40, "height": 30})
         for number in range(boxes_of(index)):
             rows.append(

@@ -1,12 +1,12 @@
-// Kind and size of a picture from the first bytes of its file, before any pixel is decoded.
-#ifndef ASCEND310_INFER_PICTURE_HEADER_H_
-#define ASCEND310_INFER_PICTURE_HEADER_H_
+// Kind and size of an image from the first bytes of its file, before any pixel is decoded.
+#ifndef ASCEND310_INFER_IMAGE_HEADER_H_
+#define ASCEND310_INFER_IMAGE_HEADER_H_
 
 #include "files.h"
 
 namespace detector {
 
-struct PictureHeader {
+struct ImageHeader {
   enum class Kind { kJpeg, kPng, kBmp, kWebp };
   Kind kind;
   int64_t width;   // pixels
@@ -14,8 +14,8 @@ struct PictureHeader {
 };
 
 // Throws UserError, without the file's name, when the bytes are no JPEG, PNG, BMP or WEBP, or a cut-off JPEG.
-PictureHeader ReadHeader(const Bytes& content);
+ImageHeader ReadHeader(const Bytes& content);
 
 }  // namespace detector
 
-#endif  // ASCEND310_INFER_PICTURE_HEADER_H_
+#endif  // ASCEND310_INFER_IMAGE_HEADER_H_

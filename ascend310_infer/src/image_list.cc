@@ -1,4 +1,4 @@
-#include "picture_list.h"
+#include "image_list.h"
 
 #include <algorithm>
 #include <cctype>
@@ -16,7 +16,7 @@ namespace {
 
 constexpr size_t kMaxNamed = 10;
 
-bool IsPicture(const fs::path& path) {
+bool IsImage(const fs::path& path) {
   static const std::set<std::string> kExtensions = {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"};
   if (path.filename().string().front() == '.') return false;  // hidden, such as the "._a.jpg" that macOS adds
   std::string extension = path.extension().string();
@@ -24,12 +24,12 @@ bool IsPicture(const fs::path& path) {
   return kExtensions.count(extension) == 1;
 }
 
-void CheckNames(const std::vector<fs::path>& pictures) {
+void CheckNames(const std::vector<fs::path>& images) {
   std::map<std::string, fs::path> by_name;
-  for (const fs::path& picture : pictures) {
-    const auto [other, is_new] = by_name.emplace(picture.stem().string(), picture);
+  for (const fs::path& image : images) {
+    const auto [other, is_new] = by_name.emplace(image.stem().string(), image);
     if (!is_new) {
-      throw UserError(other->second.string() + " and " + picture.filename().string() +
+      throw UserError(other->second.string() + " and " + image.filename().string() +
                       " would have the same result files. Rename one of them");
     }
   }
@@ -37,23 +37,23 @@ void CheckNames(const std::vector<fs::path>& pictures) {
 
 }  // namespace
 
-PictureList ListPictures(const fs::path& folder) {
+ImageList ListImages(const fs::path& folder) {
   std::error_code error;
-  if (!fs::is_directory(folder, error)) throw UserError(folder.string() + ": is not a folder of pictures");
-  PictureList list;
+  if (!fs::is_directory(folder, error)) throw UserError(folder.string() + ": is not a folder of images");
+  ImageList list;
   const fs::directory_iterator entries(folder, error);
   if (error) throw UserError(folder.string() + ": cannot be listed (" + error.message() + ")");
   for (const fs::directory_entry& entry : entries) {
-    const bool is_picture = IsPicture(entry.path()) && entry.is_regular_file(error);
-    (is_picture ? list.pictures : list.left_out).push_back(entry.path());
+    const bool is_image = IsImage(entry.path()) && entry.is_regular_file(error);
+    (is_image ? list.images : list.left_out).push_back(entry.path());
   }
-  if (list.pictures.empty()) {
-    throw UserError(folder.string() + ": holds no picture; expected files named .bmp, .jfif, .jpe, .jpeg, .jpg, .png "
+  if (list.images.empty()) {
+    throw UserError(folder.string() + ": holds no image; expected files named .bmp, .jfif, .jpe, .jpeg, .jpg, .png "
                     "or .webp" + (list.left_out.empty() ? "" : "; " + LeftOutLine(list.left_out)));
   }
-  std::sort(list.pictures.begin(), list.pictures.end());
+  std::sort(list.images.begin(), list.images.end());
   std::sort(list.left_out.begin(), list.left_out.end());
-  CheckNames(list.pictures);
+  CheckNames(list.images);
   return list;
 }
 
