@@ -33,5 +33,5 @@ RUN useradd --create-home --uid 10001 detector && chmod 1777 .
 COPY . .
 USER 10001
 HEALTHCHECK --interval=10m --timeout=2m --start-period=1m \
-    CMD ["sh", "-c", "cd /faster_rcnn && python -m src.check_env --quick --device_target=\"$DEVICE_TARGET\""]
+    CMD ["sh", "-c", "cd /faster_rcnn && python -m src.tools.check_env --quick --device_target=\"$DEVICE_TARGET\""]
 CMD ["bash"]

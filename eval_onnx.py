@@ -20,8 +20,8 @@ LOGGER = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit code 0."""
     prepare_process()  # before anything imports MindSpore
-    from src.evaluation import Evaluation
-    from src.model_file import load_model
+    from src.deploy.model_file import load_model
+    from src.evaluation.scoring import Evaluation
     from src.model_utils.config import describe, load_config
     from src.model_utils.config_checks import check_model_flags
     from src.model_utils.device_adapter import job

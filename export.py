@@ -19,7 +19,7 @@ LOGGER = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as the command line says; returns the exit code 0."""
     prepare_process()  # before anything imports MindSpore
-    from src.exporter import export_detector, with_export_device
+    from src.deploy.exporter import export_detector, with_export_device
     from src.model_utils.config import describe, load_config
     from src.model_utils.config_checks import check_model_flags
     from src.model_utils.device_adapter import job

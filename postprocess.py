@@ -18,11 +18,11 @@ LOGGER = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Score the files that the command line names; returns the exit code 0."""
     prepare_process()  # before anything imports MindSpore
-    from src.annotations import category_ids, coco_ground_truth
-    from src.files import check_writable
+    from src.common.files import check_writable
+    from src.data.annotations import category_ids, coco_ground_truth
+    from src.evaluation.result_files import add_result_files
     from src.model_utils.config import describe, load_config
     from src.model_utils.device_adapter import job
-    from src.result_files import add_result_files
     from src.util import CocoEvaluator, dataset_name
 
     config = load_config(argv)

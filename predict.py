@@ -83,13 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Detect as the command line says; returns the exit code 0 when at least one image could be read."""
     prepare_process()  # before anything imports MindSpore
     arguments, flags = parse_arguments(argv)
-    from src.files import check_writable
-    from src.image_sources import find_inputs, output_paths
-    from src.model_file import load_model
+    from src.common.files import check_writable
+    from src.deploy.model_file import load_model
     from src.model_utils.config import load_config
     from src.model_utils.config_checks import check_model_flags
     from src.model_utils.device_adapter import job
-    from src.prediction import Predictor
+    from src.predict.image_sources import find_inputs, output_paths
+    from src.predict.prediction import Predictor
     from src.runtime import init_device, with_available_device
 
     config = load_config(flags)

@@ -17,15 +17,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the configuration says; see the README for the commands."""
     # MindSpore reads the environment when it is imported, so its users are imported after it is prepared.
     prepare_process()
-    from src.annotations import check_training_lists
     from src.convert_checkpoint import load_pretrained, pretrained_config
+    from src.data.annotations import check_training_lists
     from src.dataset import create_train_dataset, ensure_mindrecord
     from src.FasterRcnn import build_detector
     from src.model_utils.config import describe, load_config
     from src.model_utils.device_adapter import job
     from src.network_define import check_start, train
-    from src.run_files import find_old_run
     from src.runtime import init_device, with_available_device
+    from src.training.run_files import find_old_run
 
     config = load_config(argv)
     for line in describe(config):
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluation(config, network):
     """A function that evaluates the network as it is and returns its AP."""
-    from src.evaluation import Evaluation
+    from src.evaluation.scoring import Evaluation
     from src.util import DetectionCell
 
     data = Evaluation(config)

@@ -16,14 +16,7 @@ import numpy as np  # noqa: E402
 from mindspore import Tensor, nn, ops  # noqa: E402
 from mindspore import dtype as mstype  # noqa: E402
 
-from benchmarks.inputs import (  # noqa: E402
-    LEVEL_STRIDES,
-    NUM_BOXES,
-    pooled_gradient,
-    pyramid,
-    some_images,
-    training_batch,
-)
+from benchmarks.inputs import LEVEL_STRIDES, NUM_BOXES, pooled_gradient, pyramid, some_images, training_batch  # noqa: E402
 from src.model_utils.config import load_config  # noqa: E402
 
 ms.set_context(mode=ms.GRAPH_MODE)
@@ -73,7 +66,7 @@ def first_training_step(height: int, width: int, keep_graph: bool, num_threads: 
         [
             sys.executable,
             "-m",
-            "src.sample_data",
+            "src.tools.sample_data",
             f"--output_dir={data}",
             "--num_train=20",
             "--num_val=1",
@@ -244,7 +237,7 @@ def evaluation_images(folder: str, height: int, width: int, num_images: int, num
     """Decode, resize, normalise: images of a folder on one core."""
     import cv2
 
-    from src.transforms import Canvas, decode_rgb, evaluation_input
+    from src.data.transforms import Canvas, decode_rgb, evaluation_input
 
     cv2.setNumThreads(0)
     paths, canvas = sorted(Path(folder).glob("*.jpg"))[:num_images], Canvas(width, height, True)

@@ -14,14 +14,14 @@ fresh_folder "$run"
 options=(--config_path="$REPO_ROOT/quick_start_config.yaml" --coco_root="$data" --mindrecord_dir="$run/mindrecord")
 
 say "1/4 Making images in $data"
-python -m src.sample_data --output_dir="$data"
+python -m src.tools.sample_data --output_dir="$data"
 
 say "2/4 Training in $run (a few minutes; the losses are in loss_0.log)"
 cd "$run"
 python "$REPO_ROOT/train.py" "${options[@]}"
 
 say "3/4 Drawing the losses"
-PYTHONPATH=$REPO_ROOT python -m src.plot_losses loss_0.log
+PYTHONPATH=$REPO_ROOT python -m src.tools.plot_losses loss_0.log
 
 say "4/4 Evaluating and drawing detections"
 checkpoint=$(find "$run/ckpt_0" -name 'faster_rcnn-*.ckpt' -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-)

@@ -17,10 +17,11 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from mindspore import Parameter, Tensor, nn
 
-from src.detector_notes import BACKBONE, FINETUNING, INFERENCE, Use, noted_settings, with_notes
-from src.files import open_to_others, write_whole
+from src.common.files import open_to_others, write_whole
+from src.common.wording import listed_below
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError, first_line
+from src.weights.detector_notes import BACKBONE, FINETUNING, INFERENCE, Use, noted_settings, with_notes
 
 LOGGER = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ RENAMES = (
     ("down_sample_layer.0.", "conv_down_sample."),
     ("down_sample_layer.1.", "bn_down_sample."),
 )
-# What we write beside the weights; src.detector_notes has the rest of it.
+# What we write beside the weights; src.weights.detector_notes has the rest of it.
 META_PREFIX = "meta_"
 META_COUNT = "meta_num_entries"
 # MindSpore puts this word and a number behind the content when it writes a checksum.
@@ -243,11 +244,9 @@ def _assign(wanted: Sequence[Parameter], found: Mapping[str, Parameter], path: s
         elif not np.isfinite(found[param.name].asnumpy()).all():
             problems.append(f"{param.name} holds NaN or infinite values")
     if problems:
-        shown = "\n  ".join(problems[:NAMES_SHOWN])
-        more = f"\n  and {len(problems) - NAMES_SHOWN} more" if len(problems) > NAMES_SHOWN else ""
         raise UserError(
             f"checkpoint {path} does not fit the network: {len(problems)} differences to its "
-            f"{len(wanted)} parameters.\n  {shown}{more}\n"
+            f"{len(wanted)} parameters.{listed_below(problems, NAMES_SHOWN)}\n"
             f"Check --backbone and coco_classes; weights of another set of classes load for training with "
             f"--finetune=True, which leaves the two predictors out."
         )

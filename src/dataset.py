@@ -1,7 +1,7 @@
 """Images and ground truth for the network: record files, and the pipelines that read them.
 
 The columns are `image, image_shape, box, label, valid_num`, for evaluation also `image_id`. All work on an
-image happens in Python with OpenCV (`src.transforms`), inside MindSpore's batching: MindSpore's own decoder
+image happens in Python with OpenCV (`src.data.transforms`), inside MindSpore's batching: MindSpore's own decoder
 ends the process on damaged files, and only the batching tells a function which epoch it works for.
 
 What is random about an image (augmentation, choice of boxes) depends on the seed, the epoch and the image id
@@ -16,11 +16,11 @@ import cv2
 import mindspore.dataset as ds
 import numpy as np
 
-from src.annotations import category_ids, coco_ground_truth, image_path, load_annotations
+from src.data.annotations import category_ids, coco_ground_truth, image_path, load_annotations
+from src.data.records import ensure_mindrecord, num_workers
+from src.data.transforms import Canvas, ImageError, decode_rgb, evaluation_input, pad_ground_truth, training_input
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError
-from src.records import ensure_mindrecord, num_workers
-from src.transforms import Canvas, ImageError, decode_rgb, evaluation_input, pad_ground_truth, training_input
 
 __all__ = [
     "category_ids",

@@ -9,16 +9,16 @@ from pathlib import Path
 from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
-from src.compile_cache import compile_once
+from src.common.compile_cache import compile_once
+from src.common.files import cannot_write, remove_partial_files
 from src.convert_checkpoint import write_checkpoint
-from src.detector_notes import notes_of
-from src.files import cannot_write, remove_partial_files
 from src.lr_schedule import learning_rates
 from src.model_utils.errors import UserError
-from src.optimizer import Optimizer, build_optimizer
-from src.profiling import step_profiler
-from src.run_files import BEST_FOLDER, CHECKPOINT_FOLDER, LOSS_LOG, SUMMARY_FOLDER, hold
 from src.runtime import Device, give_back_memory
+from src.training.optimizer import Optimizer, build_optimizer
+from src.training.profiling import step_profiler
+from src.training.run_files import BEST_FOLDER, CHECKPOINT_FOLDER, LOSS_LOG, SUMMARY_FOLDER, hold
+from src.weights.detector_notes import notes_of
 
 LOGGER = logging.getLogger(__name__)
 

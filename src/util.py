@@ -20,10 +20,10 @@ from mindspore import nn
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from src.files import write_json
+from src.common.files import write_json
+from src.common.progress import with_progress
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
-from src.progress import with_progress
 
 LOGGER = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-// One image on its way to the network: the same numbers as src/transforms.py.
+// One image on its way to the network: the same numbers as src/data/transforms.py.
 #ifndef ASCEND310_INFER_PREPROCESS_H_
 #define ASCEND310_INFER_PREPROCESS_H_
 

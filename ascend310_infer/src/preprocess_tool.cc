@@ -1,4 +1,4 @@
-// Writes what the network would see of one image: for comparing with src/transforms.py, and for looking at.
+// Writes what the network would see of one image: for comparing with src/data/transforms.py, and for looking at.
 #include <exception>
 #include <iostream>
 

@@ -1,4 +1,4 @@
-"""Reading and preparing images in C++: the numbers of src/transforms.py, and its refusals."""
+"""Reading and preparing images in C++: the numbers of src/data/transforms.py, and its refusals."""
 
 import struct
 import subprocess
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.transforms import Canvas, evaluation_input, read_rgb
+from src.data.transforms import Canvas, evaluation_input, read_rgb
 
 CANVASES = (Canvas(320, 256), Canvas(256, 320), Canvas(256, 256), Canvas(320, 256, keep_ratio=False))
 

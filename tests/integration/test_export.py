@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from src.convert_checkpoint import write_checkpoint
-from src.detector_notes import META_CLASSES
+from src.data.transforms import evaluation_input, read_rgb
+from src.deploy.model_file import load_model
 from src.FasterRcnn import build_detector
-from src.model_file import load_model
 from src.model_utils.config import load_config
-from src.transforms import evaluation_input, read_rgb
 from src.util import METRIC_NAMES, detections_from_outputs
+from src.weights.detector_notes import META_CLASSES
 from tests.helpers import BCCD, REPO_ROOT, needs_shared
 from tests.unit.FasterRcnn.small_detector import randomise
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from src.convert_checkpoint import write_checkpoint
-from src.detector_notes import META_BACKBONE, META_CLASSES
 from src.FasterRcnn import build_detector
 from src.model_utils.config import load_config
-from src.sample_data import SampleSpec, make_sample_data
+from src.tools.sample_data import SampleSpec, make_sample_data
+from src.weights.detector_notes import META_BACKBONE, META_CLASSES
 from tests.helpers import REPO_ROOT
 
 NUM_IMAGES, NUM_FRAMES = 3, 5

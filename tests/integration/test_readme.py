@@ -22,7 +22,7 @@ def commands() -> list[str]:
 def test_the_shortest_commands_name_no_more_than_they_need():
     """Data, model and the one setting that makes the example short; nothing that a file knows."""
     assert [re.match(r"python (-m )?([\w.]+)", line)[2] for line in commands()] == [
-        "src.sample_data",
+        "src.tools.sample_data",
         "train.py",
         "eval.py",
         "predict.py",

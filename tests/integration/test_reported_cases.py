@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from src.convert_checkpoint import write_checkpoint
-from src.detector_notes import notes_of
-from src.evaluation import Evaluation
+from src.data.transforms import read_rgb
+from src.deploy.model_file import load_model
+from src.evaluation.scoring import Evaluation
 from src.FasterRcnn import build_detector
-from src.model_file import load_model
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
-from src.prediction import detect
-from src.transforms import read_rgb
+from src.predict.prediction import detect
+from src.weights.detector_notes import notes_of
 from tests.unit.FasterRcnn.small_detector import CLASSES, SETTINGS, config_of, randomise
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

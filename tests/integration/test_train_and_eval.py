@@ -168,7 +168,7 @@ def train_on_samples(tmp_path, *flags):
             [
                 sys.executable,
                 "-m",
-                "src.sample_data",
+                "src.tools.sample_data",
                 f"--output_dir={tmp_path}/data",
                 "--num_train=4",
                 "--num_val=1",

@@ -9,9 +9,9 @@ import mindspore as ms
 import onnx
 import pytest
 
+from src.deploy.model_file import ModelInfo
+from src.deploy.onnx_graph import build_onnx
 from src.FasterRcnn import build_detector
-from src.model_file import ModelInfo
-from src.onnx_graph import build_onnx
 from tests.helpers import REPO_ROOT
 from tests.unit.image_sets import config_for, make_coco
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from src import dataset as dataset_module
+from src.data.transforms import ImageError
 from src.dataset import create_eval_dataset, create_train_dataset, ensure_mindrecord
 from src.model_utils.errors import UserError
-from src.transforms import ImageError
 from tests.helpers import BCCD, needs_shared
 from tests.unit.image_sets import config_for, make_coco
 

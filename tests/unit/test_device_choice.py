@@ -10,8 +10,8 @@ from src.FasterRcnn import build_detector
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
 from src.network_define import TrainStep
-from src.optimizer import build_optimizer
 from src.runtime import Device, init_device
+from src.training.optimizer import build_optimizer
 from tests.unit.FasterRcnn.small_detector import CANVAS, SETTINGS, as_on_large_canvases, config_of, randomise
 
 

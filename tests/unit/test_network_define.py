@@ -23,9 +23,9 @@ from src.convert_checkpoint import load_detector, read_checkpoint, write_checkpo
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
 from src.network_define import Checkpoints, LossLog, TrainStep, build_step, check_start, train
-from src.optimizer import SGD, build_optimizer
-from src.run_files import find_old_run
 from src.runtime import Device
+from src.training.optimizer import SGD, build_optimizer
+from src.training.run_files import find_old_run
 from tests.helpers import REPO_ROOT
 
 CPU = Device("CPU")

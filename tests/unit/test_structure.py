@@ -17,7 +17,7 @@ ENTRY_SCRIPTS = sorted(REPO_ROOT.glob("*.py"))
 ENTRY_NAMES = {"train", "eval", "eval_onnx", "export", "postprocess", "predict"}
 OPTIONAL_PACKAGES = {"onnxruntime", "onnx", "moxing", "matplotlib", "tensorboardX"}
 # Modules about ONNX alone: they may import it at their top, so nobody may import them there.
-ONNX_MODULES = {"src.onnx_graph", "src.onnx_quantize"}
+ONNX_MODULES = {"src.deploy.onnx_graph", "src.deploy.onnx_quantize"}
 # The parts of the detector that the stages are built of.
 BASICS = {"target_assign", "box_ops", "anchor_generator", "counting", "rows", "winograd"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -331,7 +331,7 @@ def test_every_module_imports_silently(tmp_path):
 def test_configuration_and_run_time_do_not_need_mindspore():
     """They are read before the environment is prepared for it."""
     code = (
-        "import sys, src.runtime, src.lr_schedule, src.files, src.model_utils.config; "
+        "import sys, src.runtime, src.lr_schedule, src.common.files, src.model_utils.config; "
         "print([name for name in sys.modules if name.split('.')[0] == 'mindspore'])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True, check=True)

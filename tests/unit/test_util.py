@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.files import check_writable, write_json
+from src.common.files import check_writable, write_json
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
 from src.util import METRIC_NAMES, CocoEvaluator, DetectionCell, dataset_name, detections_from_outputs, evaluate

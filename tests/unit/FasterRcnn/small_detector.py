@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from src.convert_checkpoint import write_checkpoint
-from src.detector_notes import META_CLASSES
 from src.FasterRcnn import build_detector, faster_rcnn_resnet, winograd
 from src.model_utils.config import load_config
+from src.weights.detector_notes import META_CLASSES
 from tests.unit.FasterRcnn import reference
 from tests.unit.FasterRcnn.reference import NumpyNet, tensor
 

@@ -1,0 +1,1 @@
+"""What every part leans on: files, progress, wording, kept graphs."""

@@ -1,0 +1,1 @@
+"""Annotations, images, and the record files made of them."""

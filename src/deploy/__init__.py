@@ -1,0 +1,1 @@
+"""Exported files: how they are written, and how any model file is loaded."""

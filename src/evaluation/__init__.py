@@ -1,0 +1,1 @@
+"""From a model or its result files to the COCO metrics."""
