@@ -103,6 +103,6 @@ def _key(cell: nn.Cell, inputs: Sequence[ms.Tensor], config: Config, program: Pa
     parts += [(value.shape, value.dtype) for value in inputs]
     digest = hashlib.sha256(repr(parts).encode())
     # The program too, because MindSpore compares it.
-    for path in [program, *sorted(Path(__file__).parent.rglob("*.py"))]:
+    for path in [program, *sorted(Path(__file__).parents[1].rglob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]

@@ -256,7 +256,7 @@ def _as_csv(predictions: Sequence[Prediction]) -> bytes:
     for prediction in predictions:
         frame = "" if prediction.frame is None else prediction.frame
         writer.writerows(
-            [prediction.image, frame, found["label"], found["name"], found["score"], *found["bbox_xyxy"]]
+            [prediction.picture, frame, found["label"], found["name"], found["score"], *found["bbox_xyxy"]]
             for found in prediction.detections
         )
     return text.getvalue().encode(errors="surrogateescape")  # names of files need not be UTF-8
