@@ -8,7 +8,8 @@ from mindspore import dtype as mstype
 
 from src.FasterRcnn.anchor_generator import inside_canvas
 from src.FasterRcnn.box_ops import BoxCoder, shared_iou
-from src.FasterRcnn.target_assign import FAR_AWAY, PosNegSample, match, take_columns, take_rows
+from src.FasterRcnn.graph_ops import take_columns, take_rows
+from src.FasterRcnn.target_assign import FAR_AWAY, PosNegSample, match
 
 
 class BboxAssignSample(nn.Cell):

@@ -6,8 +6,8 @@ from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 from src.FasterRcnn.box_ops import BoxCoder, pairwise_iou
-from src.FasterRcnn.counting import count_up
-from src.FasterRcnn.target_assign import FAR_AWAY, IGNORED, PosNegSample, match, take_rows
+from src.FasterRcnn.graph_ops import count_up, take_rows
+from src.FasterRcnn.target_assign import FAR_AWAY, IGNORED, PosNegSample, match
 
 
 class BboxAssignSampleForRcnn(nn.Cell):

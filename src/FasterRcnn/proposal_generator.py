@@ -7,8 +7,7 @@ from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from src.FasterRcnn.box_ops import BoxCoder, Nms
-from src.FasterRcnn.rpn import unzip
-from src.FasterRcnn.target_assign import take_rows
+from src.FasterRcnn.graph_ops import take_rows, unzip
 
 # Below every logit.
 SUPPRESSED = -1e30

@@ -5,9 +5,7 @@ from mindspore import dtype as mstype
 from mindspore.common.initializer import Initializer, Normal, XavierUniform, initializer
 
 from src.FasterRcnn.box_ops import BoxCoder, ClassAwareNms
-from src.FasterRcnn.counting import count_up
-from src.FasterRcnn.rpn import smooth_l1
-from src.FasterRcnn.target_assign import take_columns, take_rows
+from src.FasterRcnn.graph_ops import count_up, smooth_l1, take_columns, take_rows
 
 
 class DenseInOut(nn.Cell):

@@ -1,6 +1,7 @@
 """ResNet-50/101/152 backbone; the residual block is passed in, because two kinds differ in where the stride sits."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor, lazy_inline, nn, ops
@@ -8,6 +9,9 @@ from mindspore import dtype as mstype
 from mindspore.ops.functional import tuple_getitem
 
 from src.FasterRcnn.winograd import Conv3x3
+
+# Arguments of the stem's max pool by ``stem_pool_pad``.
+_POOL_PADS: dict[str, dict[str, Any]] = {"same": {"pad_mode": "same"}, "symmetric": {"pad_mode": "pad", "padding": 1}}
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, winograd: bool = False) -> nn.Conv2d:
@@ -198,8 +202,7 @@ class ResNetFea(nn.Cell):
         self.conv1 = conv(3, 64, 7, 2)
         self.bn1 = batch_norm(64, norm_eval or frozen_stages >= 0)
         self.relu = ops.ReLU()
-        pool = {"same": {"pad_mode": "same"}, "symmetric": {"pad_mode": "pad", "padding": 1}}[stem_pool_pad]
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, **pool)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, **_POOL_PADS[stem_pool_pad])
         stages = [
             self._make_stage(
                 block,

@@ -6,7 +6,7 @@ import numpy as np
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
-from src.FasterRcnn.counting import count_up
+from src.FasterRcnn.graph_ops import count_up, smaller
 
 # Values of ``matched_gt`` that are no ground truth's number.
 NEGATIVE = -1
@@ -85,19 +85,13 @@ class RandomSample(nn.Cell):
     def construct(self, candidates):
         keys = self.uniform(candidates.shape) + 1.0
         keys = keys * ops.cast(candidates, mstype.float32)
-        available = _smaller(self.count, candidates.shape[1])
+        available = smaller(self.count, candidates.shape[1])
         key, index = self.top_k(keys, available)
         index = ops.cast(index, mstype.int32)
         if available < self.count:
             padding = ((0, 0), (0, self.count - available))
             key, index = ops.Pad(padding)(key), ops.Pad(padding)(index)
         return index, key > 0
-
-
-@ops.constexpr
-def _smaller(first: int, second: int) -> int:
-    """``min``, which is written in Python and takes long to compile."""
-    return min(first, second)
 
 
 class PosNegSample(nn.Cell):
@@ -131,27 +125,3 @@ class PosNegSample(nn.Cell):
         is_neg = ops.logical_and(is_neg, slot < room)
         pos_mask = self.join((is_pos, ops.zeros_like(is_neg)))
         return self.join((pos_index, neg_index)), pos_mask, self.join((is_pos, is_neg))
-
-
-def take_columns(x, first: int, count: int):
-    """Columns of a tensor: (..., N) to (..., count). ``x[..., first:first + count]`` would compile far longer."""
-    return _SLICE(x, (0,) * (len(x.shape) - 1) + (first,), x.shape[:-1] + (count,))
-
-
-def take_rows(rows, index):
-    """Pick rows per image.
-
-    Args:
-        rows (Tensor): (B, N, D).
-        index (Tensor): (B, S) int32 row numbers.
-
-    Returns:
-        Tensor (B, S, D).
-    """
-    batch, num_rows, width = rows.shape
-    first = ops.reshape(count_up(batch) * num_rows, (batch, 1))
-    flat = ops.reshape(index + first, (-1,))
-    return ops.reshape(ops.gather(ops.reshape(rows, (-1, width)), flat, 0), (batch, index.shape[1], width))
-
-
-_SLICE = ops.Slice()
