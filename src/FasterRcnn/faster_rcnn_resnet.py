@@ -144,10 +144,10 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
             ``test_max_per_img``; padded rows are 0, 0, False.
         """
         features = self.fpn_neck(self.backbone(img_data))
-        logits, deltas = self.rpn_with_loss(features)
-        proposals, proposal_mask = self.proposals_test(logits, deltas)
-        roi_logits, roi_deltas = self.rcnn(self.roi_align(proposals, features))
-        _, scale = ops.Split(1, 2)(img_metas)
+        logits, deltas = self.rpn_with_loss(features)  # L times (B, N_l), (B, N_l, 4)
+        proposals, proposal_mask = self.proposals_test(logits, deltas)  # (B, R, 4), (B, R)
+        roi_logits, roi_deltas = self.rcnn(self.roi_align(proposals, features))  # (B * R, K), (B * R, K - 1, 4)
+        _, scale = ops.Split(1, 2)(img_metas)  # (B, 2)
         return self.predict_boxes(roi_logits, roi_deltas, proposals, proposal_mask, scale)
 
 

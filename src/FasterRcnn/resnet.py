@@ -150,7 +150,7 @@ class ResidualBlock(nn.Cell):
             self.bn_down_sample = batch_norm(out_channels, norm_eval)
 
     def construct(self, x):
-        out = self.relu(self.normed(self.conv1, self.bn1, x))
+        out = self.relu(self.normed(self.conv1, self.bn1, x))  # (B, out_channels / 4, H, W), in v1 H / stride
         out = self.relu(self.normed(self.conv2, self.bn2, out))
         shortcut = self.normed(self.conv_down_sample, self.bn_down_sample, x) if self.down_sample else x
         return self.relu(self.add(self.normed(self.conv3, self.bn3, out), shortcut))
@@ -245,8 +245,8 @@ class ResNetFea(nn.Cell):
                 param.requires_grad = False
 
     def construct(self, image):
-        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
-        c2 = self.layer1(self._cut(x, 0))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))  # (B, 64, H / 4, W / 4)
+        c2 = self.layer1(self._cut(x, 0))  # (B, out_channels[0], H / 4, W / 4)
         c3 = self.layer2(self._cut(c2, 1))
         c4 = self.layer3(self._cut(c3, 2))
         c5 = self.layer4(self._cut(c4, 3))
