@@ -88,7 +88,8 @@ def _check_sizes(data: bytes) -> None:
         content.ParseFromString(data)
     except DecodeError as error:
         raise ValueError("the content cannot be parsed") from error
-    stored, expected = Counter(), {}
+    stored: Counter[str] = Counter()
+    expected: dict[str, int] = {}
     for entry in content.value:
         stored[entry.tag] += len(entry.tensor.tensor_content)
         # Large parameters are cut into several entries of the same name and shape.
@@ -121,7 +122,8 @@ def network_parameters(entries: Mapping[str, Parameter]) -> dict[str, Parameter]
         dict: name to Parameter, without optimiser state, classifier and notes; names of a backbone start with
             ``backbone.``.
     """
-    found, renamed = {}, Counter()
+    found: dict[str, Parameter] = {}
+    renamed: Counter[str] = Counter()
     for name, value in entries.items():
         if not isinstance(value, Tensor) or name.startswith(OPTIMISER_PREFIXES) or name in OPTIMISER_NAMES:
             continue

@@ -18,7 +18,8 @@ from pathlib import Path
 import mindspore as ms
 from mindspore import nn
 
-from src.model_utils.config import Config, graph_settings
+from src.model_utils.config import Config
+from src.model_utils.keys import graph_settings
 
 LOGGER = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ MAX_GRAPHS = 20
 _NAME = re.compile(r"(\.partial-\d+-)?[0-9a-f]{32}")
 
 # MindSpore reads the folder once in a process and numbers its graphs: one graph of each process is kept.
-_compiled = []
+_compiled: list[bool] = []
 
 
 def compile_once(cell: nn.Cell, inputs: Sequence[ms.Tensor], config: Config) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from src.model_utils.config_checks import ConfigError
+from src.model_utils.errors import ConfigError
 
 MAX_DOCUMENTS = 3
 MAX_BYTES = 1 << 20  # the longest shipped file has 20 KB; a checkpoint given by mistake is told at once

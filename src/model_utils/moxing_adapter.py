@@ -81,8 +81,8 @@ def synchronised(config: Config, place: ProcessEnvironment) -> Iterator[Config]:
             bring_in(files.copy_parallel, url, Path(folder), place.job_id)
     output = _folder(Path(config.output_path).absolute())
     arrived = bring_back(files, config.train_url, output, place.job_id) if config.train_url else {}
-    given = {key: getattr(config, key) for key in INPUT_PATHS}
-    config = dataclasses.replace(config, **{key: str(Path(path).absolute()) for key, path in given.items() if path})
+    inputs: dict[str, Any] = {key: str(Path(path).absolute()) for key in INPUT_PATHS if (path := getattr(config, key))}
+    config = dataclasses.replace(config, **inputs)
     os.chdir(output)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

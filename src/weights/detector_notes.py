@@ -17,10 +17,11 @@ from typing import Any
 
 from src import __version__
 from src.data.transforms import PIXEL_MEAN, PIXEL_STD
-from src.model_utils.config import Config, ConfigError, RoiLayer, key_types
+from src.model_utils.config import Config
 from src.model_utils.config_checks import BACKBONE_BLOCKS, shorten
 from src.model_utils.config_file import convert
-from src.model_utils.errors import UserError
+from src.model_utils.errors import ConfigError, UserError
+from src.model_utils.keys import RoiLayer, key_types
 
 LOGGER = logging.getLogger(__name__)
 

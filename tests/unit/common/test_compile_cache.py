@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from src.model_utils.config import graph_settings, load_config
+from src.model_utils.config import load_config
+from src.model_utils.keys import graph_settings
 from tests.helpers import REPO_ROOT
 
 PROGRAM = """

@@ -12,8 +12,9 @@ import yaml
 
 from src.model_utils import config as config_module
 from src.model_utils import config_checks
-from src.model_utils.config import GROUPS, Config, ConfigError, describe, key_types, load_config
-from src.model_utils.errors import UserError
+from src.model_utils.config import Config, describe, load_config
+from src.model_utils.errors import ConfigError, UserError
+from src.model_utils.keys import GROUPS, RoiLayer, key_types
 from tests.helpers import REPO_ROOT, SHARED
 
 PUBLISHED = SHARED / "config-defaults.json"
@@ -63,7 +64,7 @@ def as_plain(value):
     """Tuples as lists, the RoI layer as a dict: what JSON and YAML hold."""
     if isinstance(value, tuple):
         return list(value)
-    return dict(value) if isinstance(value, config_module.RoiLayer) else value
+    return dict(value) if isinstance(value, RoiLayer) else value
 
 
 # ---- shipped files -----------------------------------------------------------------------------------------
