@@ -1,6 +1,6 @@
 """The configuration: one frozen value that holds every setting of a run.
 
-``load_config(argv)`` puts four layers on top of each other, later ones first in rank:
+``load_config(argv)`` puts four layers on top of each other, later ones take precedence:
 
 1. ``default_config.yaml``,
 2. the file of the backbone (``default_config_101.yaml``, ``default_config_152.yaml``): differences only,
@@ -27,7 +27,8 @@ from typing import Any
 from src.model_utils.config_checks import (
     BACKBONE_BLOCKS,
     BACKBONE_FILES,
-    as_text,
+    COMMAND_LINE,
+    as_yaml,
     check_backbone,
     check_config,
     shorten,
@@ -50,7 +51,6 @@ DERIVED_KEYS = ("feature_shapes", "num_bboxes")
 PLACEHOLDER_COCO_ROOT = "/disk2/dataset/COCO2017"
 MINDRECORD_FOLDER = "MindRecord_COCO_TRAIN"
 PLACEHOLDER_MINDRECORD_DIRS = (f"{PLACEHOLDER_COCO_ROOT}/{MINDRECORD_FOLDER}", f"/data/{MINDRECORD_FOLDER}")
-COMMAND_LINE = "the command line"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +152,9 @@ def describe(config: Config) -> list[str]:
     for key, default in defaults.items():
         value = getattr(config, key)
         if key in config.command_line:
-            lines.append(f"{key} = {as_text(value)} (from {COMMAND_LINE}; default {shorten(default)})")
+            lines.append(f"{key} = {as_yaml(value)} (from {COMMAND_LINE}; default {shorten(default)})")
         elif value != default:
-            lines.append(f"{key} = {as_text(value)} (default {shorten(default)})")
+            lines.append(f"{key} = {as_yaml(value)} (default {shorten(default)})")
     return lines
 
 
@@ -272,7 +272,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _StoreOnce(argparse.Action):
-    """Keep the text of a flag; refuse a second one, under its own name or its alias."""
+    """Keep the value of a flag; refuse a second one, under its own name or its alias."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if hasattr(namespace, self.dest):
@@ -290,7 +290,7 @@ def _parse_file_choice(argv: Sequence[str]) -> tuple[str | None, str | None]:
 
 
 def _parse_flags(argv: Sequence[str], layers: Sequence[ConfigFile]) -> dict[str, str]:
-    """The texts of the flags given, by key; ``--help`` prints the groups of keys and ends the program."""
+    """The values of the flags given, as strings by key; ``--help`` prints the groups of keys and ends the program."""
     given, rest = _build_parser(layers).parse_known_args(argv)
     if rest:
         raise _unknown_argument(rest[0])
@@ -309,7 +309,7 @@ def _build_parser(layers: Sequence[ConfigFile]) -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         usage="%(prog)s [--config_path=FILE] [--KEY=VALUE ...]",
-        description=f"Flags take the place of the values in {layers[-1].path}.",
+        description=f"Flags take precedence over the values in {layers[-1].path}.",
     )
     parser.add_argument(
         "--config_path",

@@ -15,6 +15,8 @@ from typing import Any
 from src.model_utils.errors import ConfigError
 from src.model_utils.keys import Keys
 
+COMMAND_LINE = "the command line"  # the source of a value, in messages
+
 # Blocks per ResNet stage. The depth in the name is 2 + 3 x their sum: a 7x7 and a fully connected layer
 # besides three convolutions per block.
 BACKBONE_BLOCKS = {
@@ -137,7 +139,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     # numpy and MindSpore both take 32 bits
     ("a number from 0 to 4294967295", lambda value: 0 <= value < 2**32, ("seed",)),
     (
-        "-1 (nothing fixed), 0 (stem) or 1 to 4 (so many stages as well)",
+        "-1 (nothing fixed), 0 (stem) or 1 to 4 (the stem and that many stages)",
         lambda value: -1 <= value <= 4,
         ("frozen_stages",),
     ),
@@ -251,11 +253,11 @@ def check_model_flags(keys: Keys, name: str, *own: str) -> None:
 def refusal(keys: Keys, key: str, expected: str) -> ConfigError:
     """Build the error for one key: its value, where that came from, and what was expected."""
     value = getattr(keys, key)
-    source = "the command line" if key in keys.command_line else f"{keys.config_path} or its defaults"
-    return ConfigError(f"{key} is {as_text(value)} (from {source}): expected {expected}.")
+    source = COMMAND_LINE if key in keys.command_line else f"{keys.config_path} or its defaults"
+    return ConfigError(f"{key} is {as_yaml(value)} (from {source}): expected {expected}.")
 
 
-def as_text(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """The value as a YAML file would have it: lists in brackets, mappings in braces."""
     if isinstance(value, Mapping):
         value = dict(value)
@@ -263,15 +265,15 @@ def as_text(value: Any) -> str:
 
 
 def shorten(value: Any) -> str:
-    """`as_text`, long lists cut in the middle."""
-    text = as_text(value)
+    """`as_yaml`, long lists cut in the middle."""
+    text = as_yaml(value)
     return text if len(text) <= 60 else f"{text[:40]} ... {text[-15:]}"
 
 
 def _check_fixed(keys: Keys) -> None:
     for key, (only_value, reason) in FIXED_KEYS.items():
         if getattr(keys, key) != only_value:
-            raise refusal(keys, key, f"its default {as_text(only_value)}; {reason}")
+            raise refusal(keys, key, f"its default {as_yaml(only_value)}; {reason}")
     for key, (default, decider) in ECHO_KEYS.items():
         decided = getattr(keys, decider)
         if getattr(keys, key) not in (default, decided):
@@ -298,7 +300,7 @@ def _check_ranges(keys: Keys) -> None:
 def _check_pairs(keys: Keys) -> None:
     for key, other, meaning in EQUAL_KEYS:
         if getattr(keys, key) != getattr(keys, other):
-            value = as_text(getattr(keys, other))
+            value = as_yaml(getattr(keys, other))
             raise refusal(keys, key, f"the value of {other}, {value}: both are {meaning}")
     for key, limit, reason in ORDERED_KEYS:
         if getattr(keys, key) > getattr(keys, limit):
@@ -380,7 +382,7 @@ def _path_problems(keys: Keys) -> Iterator[tuple[str, str]]:
     except ValueError:
         fields = ["unbalanced"]
     if any(fields) or len(fields) > 1:
-        yield "instance_set", "a path with one {} in the place of train_data_type or val_data_type"
+        yield "instance_set", "a path with one {} in place of train_data_type or val_data_type"
 
 
 def _rank_problems(keys: Keys) -> Iterator[tuple[str, str]]:
