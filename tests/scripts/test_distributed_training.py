@@ -194,7 +194,7 @@ def test_killed_rank_ends_the_others(running, project):
     assert re.search(r"epoch 1/100 step 2/5: total_loss", output)
     assert f"the end of {project}/train_parallel1/train.log:\n" in errors
     assert errors.endswith(
-        "ERROR: rank 1 was killed by signal 9, and the others were ended; the end of its log stands above\n"
+        "ERROR: rank 1 was killed by signal 9, and the others were ended; the end of its log is above\n"
     )
     assert "Traceback" not in errors
 

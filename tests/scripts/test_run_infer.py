@@ -123,7 +123,9 @@ def test_missing_paths_are_named(run_folder, script, position, name):
 def test_an_unknown_device_is_refused(run_folder):
     result = launch("run_infer_cpp.sh", run_folder, "model", "images", "boxes.json", "TPU")
     assert result.returncode == 2
-    assert "ERROR: DEVICE_TYPE: 'TPU' is none of Ascend310, Ascend, GPU, CPU\nUsage: run_infer_cpp.sh" in result.stderr
+    assert (
+        "ERROR: DEVICE_TYPE: 'TPU' is not one of Ascend310, Ascend, GPU, CPU\nUsage: run_infer_cpp.sh" in result.stderr
+    )
 
 
 # ---- building, running, scoring --------------------------------------------------------------------------
