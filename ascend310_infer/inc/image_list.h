@@ -13,7 +13,7 @@ struct ImageList {
   std::vector<std::filesystem::path> left_out;  // all else in the folder
 };
 
-// The files of a folder whose extension, in any case, is one of IMAGE_SUFFIXES in src/data/transforms.py, but for TIFF, which
+// The files of a folder whose extension, in any case, is one of IMAGE_SUFFIXES in src/data/image_files.py, but for TIFF, which
 // only Python reads, and hidden ones (".name"); folders in it are not entered. Sorted by name. Throws UserError when the folder is none or holds no
 // image, and when two images differ in their extension alone: their result files would have one name.
 ImageList ListImages(const std::filesystem::path& folder);

@@ -39,7 +39,7 @@ from src.data.annotations import (
     image_folder,
     load_annotations,
 )
-from src.data.transforms import MAX_IMAGE_BYTES, ImageError, checked_rgb_of, read_bytes, stored_bytes
+from src.data.image_files import MAX_IMAGE_BYTES, ImageError, checked_rgb_of, read_bytes, stored_bytes
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError
 

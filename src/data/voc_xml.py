@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from src.common.wording import MAX_LISTED, count_of, listed, listed_below
 from src.data.annotations import path_below
-from src.data.transforms import IMAGE_SUFFIXES
+from src.data.image_files import IMAGE_SUFFIXES
 from src.model_utils.errors import UserError
 
 LOGGER = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from src.model_utils.config import Config, load_config
 CLASSES = ("cat", "dog")
 
 
-def make_image(number: int, width: int = 40, height: int = 30) -> np.ndarray:
-    """A smooth random BGR image that depends on its number alone."""
-    noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+def smooth_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A random image (height, width, 3) uint8 without hard edges; it depends on its arguments alone."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return cv2.GaussianBlur(noise, (0, 0), 2)
 
 
@@ -32,7 +32,7 @@ def make_coco(
     images, rows = [], []
     for index in range(num_images):
         name = f"{index:03d}.png"
-        cv2.imwrite(str(root / subset / name), make_image(index))
+        cv2.imwrite(str(root / subset / name), smooth_image(30, 40, index))
         images.append({"id": first_id - index, "file_name": name, "width": 40, "height": 30})
         for number in range(boxes_of(index)):
             rows.append(

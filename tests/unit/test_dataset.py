@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from src import dataset as dataset_module
-from src.data.transforms import ImageError
+from src.data.image_files import ImageError
 from src.dataset import create_eval_dataset, create_train_dataset, ensure_mindrecord
 from src.model_utils.errors import UserError
 from tests.helpers import BCCD, needs_shared

@@ -23,7 +23,7 @@ from src.data import records
 from src.data.records import ensure_mindrecord
 from src.model_utils.errors import UserError
 from tests.helpers import BCCD, REPO_ROOT, needs_shared
-from tests.unit.image_sets import config_for, make_coco, make_image, write_annotations
+from tests.unit.image_sets import config_for, make_coco, smooth_image, write_annotations
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_files_of_others_are_left_alone(coco_root):
 
 def repaint(path, number=77):
     """Another image of the same size under the same name."""
-    cv2.imwrite(str(path), make_image(number))
+    cv2.imwrite(str(path), smooth_image(30, 40, number))
 
 
 def test_replaced_images_make_new_records(coco_root):
