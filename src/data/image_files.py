@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from src.model_utils.errors import UserError
 
@@ -37,7 +38,7 @@ def decode_rgb(data: np.ndarray) -> np.ndarray:
         np.ndarray: (h, w, 3) uint8.
 
     Raises:
-        ImageError: OpenCV cannot decode all of it; the text does not know the file's name.
+        ImageError: OpenCV cannot decode all of it; does not name the file.
     """
     try:
         image = cv2.imdecode(data, _READ_FLAGS)
@@ -62,7 +63,7 @@ def checked_rgb(data: bytes) -> np.ndarray:
         np.ndarray: (h, w, 3) uint8 RGB.
 
     Raises:
-        ImageError: empty, no image, too large, damaged or cut off; the text does not know the file's name.
+        ImageError: empty, not an image, too large, damaged or cut off; does not name the file.
     """
     if not data:
         raise ImageError("is empty")
@@ -71,7 +72,7 @@ def checked_rgb(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only
             kind = image.format
-            if kind == "TIFF":
+            if kind == "TIFF" and isinstance(image, TiffImageFile):
                 return _tiff_rgb(image)
     except Image.DecompressionBombError as error:
         raise ImageError(f"is too large ({error})") from error
@@ -84,7 +85,7 @@ def checked_rgb(data: bytes) -> np.ndarray:
     return decode_rgb(np.frombuffer(data, np.uint8))
 
 
-def _tiff_rgb(image: Image.Image) -> np.ndarray:
+def _tiff_rgb(image: TiffImageFile) -> np.ndarray:
     """Decode a TIFF file by Pillow: OpenCV reads some kinds wrongly, and half a file, without an error.
 
     Of 16-bit colours Pillow gives the upper bytes, which are at most 1 below those of other files.
@@ -123,7 +124,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
         np.ndarray: (h, w, 3) uint8 RGB.
 
     Raises:
-        ImageError: the file cannot be read or is no complete image; names the file.
+        ImageError: the file cannot be read or is not a complete image; names the file.
     """
     return checked_rgb_of(path, read_bytes(path))
 
