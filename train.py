@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # MindSpore reads the environment when it is imported, so its users are imported after it is prepared.
     prepare_process()
     from src.convert_checkpoint import load_pretrained, pretrained_config
-    from src.data.annotations import check_training_lists
+    from src.data.data_paths import check_training_lists
     from src.dataset import create_train_dataset, ensure_mindrecord
     from src.FasterRcnn import build_detector
     from src.model_utils.config import describe, load_config

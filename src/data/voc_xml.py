@@ -21,9 +21,9 @@ from xml.parsers import expat
 
 from PIL import Image, UnidentifiedImageError
 
-from src.common.wording import MAX_LISTED, count_of, listed, listed_below
-from src.data.annotations import path_below
-from src.data.transforms import IMAGE_SUFFIXES
+from src.common.wording import count_of, listed, listed_below
+from src.data.data_paths import path_below
+from src.data.image_files import IMAGE_SUFFIXES
 from src.model_utils.errors import UserError
 
 LOGGER = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ _SUPERSETS = {
     "euc_kr": "cp949",
     "iso8859-1": "cp1252",
 }
-# Codecs of Python that are no encoding of a document; some take quadratic time.
+# Codecs of Python that are not the encoding of a document; some take quadratic time.
 _NO_CHARSETS = ("idna", "punycode", "raw-unicode-escape", "unicode-escape")
 
 
@@ -149,9 +149,9 @@ def read_voc(annotation_dir: str | Path, image_dir: str | Path, options: ReadOpt
         UserError: lists every file that is broken, lacks something, or whose image is missing or uncertain.
     """
     annotation_dir, image_dir = Path(annotation_dir), Path(image_dir)
-    for key, folder in (("--annotations", annotation_dir), ("--images", image_dir)):
-        if not folder.is_dir():
-            raise UserError(f"{key}={folder}: there is no such folder")
+    for key, place in (("--annotations", annotation_dir), ("--images", image_dir)):
+        if not place.is_dir():
+            raise UserError(f"{key}={place}: there is no such folder")
     if options.encoding and not charset(options.encoding):
         raise UserError(
             f"--encoding={options.encoding}: Python knows no such encoding; expected a name such as "
@@ -321,7 +321,7 @@ def _find_image(file_name: str, xml_name: str, folder: ImageFolder, match: str) 
 
 
 def _either(hits: dict[Path, str]) -> str:
-    return " or ".join(sorted(hits.values())[:MAX_LISTED])
+    return listed(sorted(hits.values()), separator=" or ")
 
 
 def _read_image(xml_path: Path, xml_name: str, folder: ImageFolder, options: ReadOptions) -> VocImage:
@@ -346,7 +346,7 @@ def _read_image(xml_path: Path, xml_name: str, folder: ImageFolder, options: Rea
 def _image_size(path: Path) -> tuple[int, int]:
     try:
         if not path.is_file():
-            raise OSError("no file")
+            raise OSError("not a file")
         with Image.open(path) as opened:
             return opened.size
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
@@ -373,7 +373,7 @@ def parse_xml(path: Path, encoding: str = "") -> tuple[ElementTree.Element, bool
     """
     try:
         if not path.is_file():
-            raise UserError("is no file, or a link to none")
+            raise UserError("is not a file, or a link to nothing")
         with path.open("rb") as stream:
             data = stream.read(MAX_XML_BYTES + 1)
     except OSError as error:
@@ -446,7 +446,7 @@ def decode_xml(data: bytes, encoding: str = "") -> tuple[str, str, bool]:
 def charset(name: str) -> str:
     """Python's codec for the name of an encoding, its superset in place of a narrow one; "" where there is none."""
     try:
-        "<".encode(name)  # LookupError also for what is no text, such as zlib
+        "<".encode(name)  # LookupError also for a codec of bytes, such as zlib
         codec = codecs.lookup(name).name
     except (LookupError, ValueError):
         return ""
@@ -485,11 +485,11 @@ def _read_object(element: ElementTree.Element, what: str) -> VocObject:
     if box is None:
         others = [key for key in ("polygon", "robndbox", "mask") if element.find(key) is not None]
         raise UserError(f"{what} has no <bndbox>{f' but a <{others[0]}>, which is not converted' if others else ''}")
-    corners = tuple(_number(box, key, f"<bndbox> of {what}") for key in ("xmin", "ymin", "xmax", "ymax"))
+    x1, y1, x2, y2 = (_number(box, key, f"<bndbox> of {what}") for key in ("xmin", "ymin", "xmax", "ymax"))
     if name == "background":
         raise UserError(
-            f"{what} is of the class 'background', which stands for what is no object: remove it or give "
-            "it another name"
+            f"{what} is of the class 'background', which stands for what is not an object: remove it or "
+            "give it another name"
         )
     rotation = next(
         (
@@ -499,7 +499,9 @@ def _read_object(element: ElementTree.Element, what: str) -> VocObject:
         ),
         "",
     )
-    return VocObject(name, corners, _flag(element, "difficult", what), _flag(element, "ignore", what), rotation.strip())
+    return VocObject(
+        name, (x1, y1, x2, y2), _flag(element, "difficult", what), _flag(element, "ignore", what), rotation.strip()
+    )
 
 
 def _flag(element: ElementTree.Element, key: str, what: str) -> bool:
@@ -512,8 +514,8 @@ def _flag(element: ElementTree.Element, key: str, what: str) -> bool:
 def _number(parent: ElementTree.Element | None, key: str, what: str) -> float:
     text = None if parent is None else parent.findtext(key)
     try:
-        number = float(text)
-    except (TypeError, ValueError) as error:
+        number = float(text or "")
+    except ValueError as error:
         raise UserError(f"{what}: <{key}> is {text!r}; expected a number") from error
     if not math.isfinite(number):
         raise UserError(f"{what}: <{key}> is {text!r}; expected a finite number")

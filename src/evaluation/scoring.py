@@ -6,7 +6,7 @@ import numpy as np
 from mindspore import nn
 
 from src.common.files import check_writable
-from src.data.transforms import read_rgb
+from src.data.image_files import read_rgb
 from src.dataset import category_ids, coco_ground_truth, create_eval_dataset, ensure_mindrecord, image_path
 from src.model_utils.config import Config
 from src.predict.draw import draw_results

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.common.wording import listed
-from src.data.transforms import IMAGE_SUFFIXES
+from src.data.image_files import IMAGE_SUFFIXES
 from src.model_utils.errors import UserError
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")

@@ -16,7 +16,8 @@ import numpy as np
 from src.common.files import write_bytes, write_json
 from src.common.progress import with_progress
 from src.common.wording import count_of
-from src.data.transforms import ImageError, evaluation_input, read_rgb
+from src.data.image_files import ImageError, read_rgb
+from src.data.transforms import evaluation_input
 from src.model_utils.errors import UserError
 from src.predict.draw import draw_detections, write_image
 from src.predict.image_sources import is_video, left_out_text

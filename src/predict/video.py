@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from src.common.files import PARTIAL_PREFIX, cannot_write, write_whole
-from src.data.transforms import ImageError
+from src.data.image_files import ImageError
 
 LOGGER = logging.getLogger(__name__)
 

@@ -202,7 +202,8 @@ def check_convolution() -> Iterator[Finding]:
 def _seconds_per_call(call: Callable[[], object]) -> float:
     """The fastest of some calls: others on the machine only make it slower."""
     call()  # compiles
-    times, end = [], time.perf_counter() + TEST_SECONDS
+    times: list[float] = []
+    end = time.perf_counter() + TEST_SECONDS
     while not times or time.perf_counter() < end:
         start = time.perf_counter()
         call()

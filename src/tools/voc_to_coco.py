@@ -31,9 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from src.common.files import write_json
+from src.common.files import whole_folder, write_json
+from src.common.progress import with_progress
 from src.common.wording import count_of, listed
 from src.data.voc_xml import MATCH_CHOICES, ReadOptions, VocData, VocImage, nfc, read_voc
 from src.model_utils.errors import UserError
@@ -175,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _class_names(argument: str, images: Sequence[VocImage]) -> tuple[str, ...]:
     """The classes asked for, which must include all that occur; without a wish all that occur."""
-    first_file: dict[str, Path] = {}
+    first_file: dict[str, Path | None] = {}
     for image in images:
         for item in image.objects:
             first_file.setdefault(item.name, image.xml_path)
@@ -301,7 +301,7 @@ def write_coco(
 ) -> None:
     """Write images and annotation files in COCO layout.
 
-    Everything is made in a folder `.NAME.unfinished` beside the output, which takes its place at the end.
+    The output appears whole or not at all, see `whole_folder`.
 
     Args:
         output (str | Path): folder to make; it must not exist or be empty.
@@ -315,17 +315,12 @@ def write_coco(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output}: exists and is not empty; give another folder or remove it")
-    unfinished = output.with_name(f".{output.name}.unfinished")
     try:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)  # a killed run left it
-        for subset, images in subsets.items():
-            _write_subset(unfinished, subset, images, options, hard_links=hard_links)
-        unfinished.replace(output)
+        with whole_folder(output) as unfinished:
+            for subset, images in subsets.items():
+                _write_subset(unfinished, subset, images, options, hard_links=hard_links)
     except OSError as error:
         raise UserError(f"--output={output}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     LOGGER.info(
         '%s is ready. Train with --coco_root=%s --coco_classes="%s"',
         output,
@@ -339,7 +334,7 @@ def _write_subset(root: Path, subset: str, images: Sequence[VocImage], options: 
     folder.mkdir(parents=True)
     summary = Summary()
     annotations: list[dict] = []
-    for image_id, image in enumerate(tqdm(images, desc=subset, unit="image", disable=None), start=1):
+    for image_id, image in enumerate(with_progress(images, len(images), subset, "images"), start=1):
         target = folder / image.file_name
         target.parent.mkdir(parents=True, exist_ok=True)
         _place(image.path, target, hard_links=hard_links)

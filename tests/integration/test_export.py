@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from src.convert_checkpoint import write_checkpoint
-from src.data.transforms import evaluation_input, read_rgb
+from src.data.image_files import read_rgb
+from src.data.transforms import evaluation_input
 from src.deploy.model_file import load_model
 from src.FasterRcnn import build_detector
 from src.model_utils.config import load_config

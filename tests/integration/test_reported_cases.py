@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from src.convert_checkpoint import write_checkpoint
-from src.data.transforms import read_rgb
+from src.data.image_files import read_rgb
 from src.deploy.model_file import load_model
 from src.evaluation.scoring import Evaluation
 from src.FasterRcnn import build_detector

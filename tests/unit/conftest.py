@@ -1,4 +1,4 @@
-"""Fixtures of several test files."""
+"""What tests of several folders share."""
 
 import logging
 
@@ -11,3 +11,11 @@ def info(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("src"), "propagate", True)
     caplog.set_level(logging.INFO, logger="src")
     return caplog
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """A set with labels, see `labelled_set`."""
+    from tests.unit.image_sets import labelled_set  # imports OpenCV
+
+    return labelled_set(tmp_path_factory.mktemp("labelled") / "data")

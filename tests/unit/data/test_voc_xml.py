@@ -224,7 +224,7 @@ def test_a_declaration_of_utf_7_hides_no_document_type(tmp_path):
         parse_xml(path)
 
 
-def test_large_files_and_what_is_no_file_are_refused(tmp_path):
+def test_large_files_and_what_is_not_a_file_are_refused(tmp_path):
     path = tmp_path / "large.xml"
     path.touch()
     os.truncate(path, MAX_XML_BYTES + 1)
@@ -233,7 +233,7 @@ def test_large_files_and_what_is_no_file_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.xml")
     (tmp_path / "link.xml").symlink_to(tmp_path / "none.xml")
     for name in ("pipe.xml", "link.xml"):
-        with pytest.raises(UserError, match="is no file, or a link to none"):
+        with pytest.raises(UserError, match="is not a file, or a link to nothing"):
             parse_xml(tmp_path / name)
 
 

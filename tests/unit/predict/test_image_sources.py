@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from src.data.transforms import FORMATS, IMAGE_SUFFIXES
+from src.data.image_files import FORMATS, IMAGE_SUFFIXES
 from src.model_utils.errors import UserError
 from src.predict.image_sources import find_inputs, is_video, left_out_text, natural_key, output_paths
 
