@@ -22,7 +22,7 @@ from pathlib import Path
 from src.model_utils.errors import first_line
 from src.runtime import ISA_VARIABLES, prepare_process, run
 
-LOGGER = logging.getLogger("src.tools.check_env")  # not __name__, which is __main__ under python -m
+LOGGER = logging.getLogger(__name__)
 
 OK, WARNING, FAILURE = "ok", "WARNING", "FAILURE"
 PYTHON = (3, 11)
