@@ -1,6 +1,7 @@
 """Writing files and folders so that a failure never costs what was there before."""
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -41,7 +42,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise cannot_write(path, error) from error
     finally:
-        for leftover in path.parent.glob(f"{partial.name}*"):
+        for leftover in path.parent.glob(f"{glob.escape(partial.name)}*"):
             leftover.unlink()
     return path
 

@@ -123,7 +123,7 @@ def existing_images(
 def _refuse_images(faults: Sequence[str]) -> None:
     raise UserError(
         f"{count_of(len(faults), 'image')} cannot be used:{listed_below(faults)}\n"
-        "repair or remove them and their annotations; for training, skip_bad_images leaves out what cannot be read"
+        "fix or remove them and their annotations; for training, skip_bad_images leaves out what cannot be read"
     )
 
 

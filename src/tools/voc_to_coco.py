@@ -7,9 +7,9 @@ It writes OUTPUT/annotations/instances_train2017.json, OUTPUT/annotations/instan
 images in OUTPUT/train2017 and OUTPUT/val2017, in sub-folders as in the image folder. OUTPUT appears whole or
 not at all. The last line accounts for every XML file and every image.
 
-XML files: those in sub-folders too, hidden ones not. `src/data/voc_xml.py` says in which encoding they are read and how
-the image of each is found. What the files leave open is refused, with an option that decides it: --encoding, --match.
-Images without an XML file are left out, unless --keep_unlabelled is given.
+XML files: those in sub-folders too, hidden ones not. `src/data/xml_files.py` says in which encoding they are read,
+`src/data/voc_xml.py` how the image of each is found. What the files leave open is refused, with an option that
+decides it: --encoding, --match. Images without an XML file are left out, unless --keep_unlabelled is given.
 
 Coordinates: VOC's own files count pixels from 1 and include the last one, so that the pixels' outer edges are
 xmin - 1 .. xmax; most other tools write these edges themselves, and some files hold xmin = 0. Numbers are

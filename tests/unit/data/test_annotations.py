@@ -124,7 +124,7 @@ def test_faulty_coco_entries_are_named(tmp_path, change, message):
         (b"[" * 200_000, "not valid JSON"),
     ],
 )
-def test_files_that_are_no_coco_file(tmp_path, content, message):
+def test_files_that_are_not_a_coco_file(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as raised:
         read_coco(tmp_path, content)
     assert str(tmp_path / "anno.json") in str(raised.value)

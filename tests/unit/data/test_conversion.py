@@ -165,7 +165,7 @@ def test_corners_in_place_of_width_and_height_are_guessed(tmp_path, caplog):
     assert "2 of 3 boxes reach over the edge of their image: are they corners, x1, y1, x2, y2?" in caplog.text
 
 
-def test_boxes_over_the_edge_that_are_no_corners_are_only_counted(tmp_path, caplog):
+def test_boxes_over_the_edge_that_are_not_corners_are_only_counted(tmp_path, caplog):
     ensure_mindrecord(with_boxes(tmp_path, [[30, 20, 15, 15], [2, 3, 9, 10]]), training=True)
     assert "1 of 2 boxes reach over the edge of their image" in caplog.text and "corners" not in caplog.text
 

@@ -102,7 +102,7 @@ def test_one_image_under_two_names_is_refused(tmp_path, other):
         read_coco(write(tmp_path / "anno.json", content), tmp_path, CLASSES)
 
 
-def test_the_name_as_written_goes_first(tmp_path):
+def test_the_name_as_written_takes_precedence(tmp_path):
     for name in (COMPOSED, SPLIT):
         (tmp_path / name).write_text(name)
     for name in (COMPOSED, SPLIT):

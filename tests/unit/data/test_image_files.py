@@ -85,7 +85,7 @@ def test_a_jpeg_with_restart_marks_cut_before_its_end_mark_is_refused():
         (file_of(smooth_image(64, 64), "BMP")[:-40], "damaged|not an image"),
     ],
 )
-def test_files_that_are_no_whole_image_are_refused(data, message, capfd):
+def test_files_that_are_not_a_whole_image_are_refused(data, message, capfd):
     with pytest.raises(ImageError, match=message):
         image_files.checked_rgb(data)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from src.model_utils.errors import UserError
 from src.tools.sample_data import (
     CLASS_NAMES,
+    MARKER_FILE,
     SampleSpec,
     _annotation,
     _coverage,
@@ -123,6 +125,12 @@ def test_second_run_keeps_the_folder(sample, caplog):
     assert not make_sample_data(sample, SMALL)
     assert before == {path: path.stat().st_mtime_ns for path in sample.rglob("*")}
     assert "kept" in caplog.text
+
+
+def test_a_folder_that_the_first_release_made_is_kept(tmp_path):
+    marker = {"made_by": "src.sample_data", "format_version": 1} | asdict(SMALL)
+    (tmp_path / MARKER_FILE).write_text(json.dumps(marker))
+    assert not make_sample_data(tmp_path, SMALL)
 
 
 def test_folders_of_others_are_left_alone(tmp_path, sample):
