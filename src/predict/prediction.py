@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,14 +17,12 @@ from src.common.files import write_bytes, write_json
 from src.common.progress import with_progress
 from src.common.wording import count_of
 from src.data.transforms import ImageError, evaluation_input, read_rgb
+from src.deploy.model_file import Model
 from src.model_utils.errors import UserError
 from src.predict.draw import draw_detections, write_image
 from src.predict.image_sources import is_video, left_out_text
 from src.predict.video import VideoReader, VideoWriter
 from src.util import Detections, detections_from_outputs
-
-if TYPE_CHECKING:
-    from src.deploy.model_file import Model
 
 LOGGER = logging.getLogger(__name__)
 
@@ -55,7 +53,7 @@ class Prediction:
     detections: list[dict[str, Any]]
 
 
-def detect(model: "Model", images: Sequence[np.ndarray]) -> list[Detections]:
+def detect(model: Model, images: Sequence[np.ndarray]) -> list[Detections]:
     """Run images through a model.
 
     Args:
@@ -98,7 +96,7 @@ class Predictor:
         skipped (list[str]): inputs that could not be read, each with the reason.
     """
 
-    def __init__(self, model: "Model", output_dir: str | Path, score_thr: float, left_out: Sequence[Path] = ()):
+    def __init__(self, model: Model, output_dir: str | Path, score_thr: float, left_out: Sequence[Path] = ()):
         self.model = model
         self.output_dir = Path(output_dir)
         self.score_thr = score_thr

@@ -15,7 +15,7 @@ from src.data.transforms import ImageError
 LOGGER = logging.getLogger(__name__)
 
 FALLBACK_FRAME_RATE = 25.0  # frames a second, for files that state none
-_CODEC = cv2.VideoWriter_fourcc(*"mp4v")
+_CODEC = cv2.VideoWriter.fourcc(*"mp4v")
 
 
 class VideoReader:
