@@ -75,10 +75,10 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     return arguments, flags
 
 
-def _score(text: str) -> float:
-    value = float(text)
+def _score(argument: str) -> float:
+    value = float(argument)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{argument} is not between 0 and 1")
     return value
 
 

@@ -25,7 +25,7 @@ from src.model_utils.errors import UserError
 
 LOGGER = logging.getLogger(__name__)
 
-# pycocotools' COCOeval.stats, in its order; AR100 and the figures without a number are at the last of `max_dets`
+# pycocotools' COCOeval.stats, in its order; AR100 and the metrics without a number are at the last of `max_dets`
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 # Per image, over all classes: the COCO protocol, whose AR1 and AR10 are at the best 1 and 10 of a class.
 MAX_DETECTIONS = 100
@@ -116,14 +116,14 @@ class CocoEvaluator:
             `iscrowd` are filled in where they are missing.
         category_ids (Sequence[int]): the file's category id of label 0, 1, ...; only these are scored.
         dataset_name (str): for the header `Result on NAME dataset`.
-        max_detections (int): best detections kept per image over all classes, default 100. Above 100 the figures are
+        max_detections (int): best detections kept per image over all classes, default 100. Above 100 the metrics are
             at so many too.
 
     Attributes:
         max_dets (tuple[int, int, int]): pycocotools' `maxDets`: 1, 10, and 100 or `max_detections` if that is more.
 
     Raises:
-        UserError: no images, an image id twice, or a category id that the ground truth does not know.
+        UserError: no images, an image id twice, or a category id that is not in the ground truth.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class CocoEvaluator:
             raise UserError("the ground truth holds no images: nothing to evaluate")
         if len(self._known_ids) < len(self._image_ids):
             twice = next(i for i in self._image_ids if self._image_ids.count(i) > 1)
-            raise UserError(f"image id {twice} stands twice in the ground truth; image ids must be unique")
+            raise UserError(f"image id {twice} is twice in the ground truth; image ids must be unique")
         unknown = set(self.category_ids) - {category["id"] for category in ground_truth["categories"]}
         if unknown:
             raise UserError(f"category ids {sorted(unknown)} are not in the ground truth's categories")
@@ -189,16 +189,16 @@ class CocoEvaluator:
     def summarize(self, output_dir: str | Path | None) -> dict[str, float]:
         """Score all detections, log the twelve lines, write `results.bbox.json` and `metrics.json`.
 
-        `metrics.json` holds the twelve figures, `max_dets`, the counts and, under `per_class`, AP, AP50 and the
+        `metrics.json` holds the twelve metrics, `max_dets`, the counts and, under `per_class`, AP, AP50 and the
         number of ground truths (without crowds) of every class. AR1, AR10 and AR100 are at the three `max_dets`, all
-        others at the last. A figure without any ground truth behind it (for example APs where there are no small
+        others at the last. A metric without any ground truth behind it (for example APs where there are no small
         objects) is -1, as pycocotools has it.
 
         Args:
             output_dir (str | Path | None): where the files go; None writes none.
 
         Returns:
-            dict[str, float]: the twelve figures by name: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100,
+            dict[str, float]: the twelve metrics by name: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100,
             ARs, ARm, ARl.
 
         Raises:
@@ -343,10 +343,10 @@ def _coco_index(dataset: dict) -> COCO:
 
 
 def _per_class_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The AP of every class as text; classes without ground truth show a dash."""
+    """The AP of every class as a table; classes without ground truth show a dash."""
     width = max(len("class"), *(len(row["name"]) for row in rows))
     lines = [f"{'class':<{width}}     AP   AP50  ground truths"]
     for row in rows:
-        figures = [f"{row[key]:6.3f}" if row["num_ground_truths"] else "     -" for key in ("AP", "AP50")]
-        lines.append(f"{row['name']:<{width}} {' '.join(figures)} {row['num_ground_truths']:14d}")
+        numbers = [f"{row[key]:6.3f}" if row["num_ground_truths"] else "     -" for key in ("AP", "AP50")]
+        lines.append(f"{row['name']:<{width}} {' '.join(numbers)} {row['num_ground_truths']:14d}")
     return "\n".join(lines)

@@ -71,7 +71,7 @@ def export_detector(config: Config) -> Path:
         )
     if config.file_format != "ONNX" and config.onnx_precision != "float32":
         raise UserError(
-            f"onnx_precision {config.onnx_precision} goes with file_format ONNX, which is {config.file_format}"
+            f"onnx_precision {config.onnx_precision} is for file_format ONNX, but file_format is {config.file_format}"
         )
     suffix = SUFFIXES[config.file_format]
     path = Path(config.file_name if config.file_name.endswith(suffix) else config.file_name + suffix)

@@ -78,7 +78,7 @@ class ModelInfo:
         )
 
     def notes(self) -> dict[str, str]:
-        """Keys and JSON texts as exported files carry them; versions and conventions besides."""
+        """Keys and JSON strings as exported files carry them; versions and conventions besides."""
         versions = {"faster-rcnn-mindspore": __version__} | {
             package: version(package) for package in ("mindspore", "onnx")
         }
@@ -190,7 +190,7 @@ def load_model(path: str | Path, config: Config) -> Model:
     Args:
         path (str | Path): a checkpoint (.ckpt), or what export.py has written (.onnx, .mindir).
         config (Config): says what the file leaves open, such as `test_batch_size` and the device. What the file notes
-            goes before it, see `src.weights.detector_notes`.
+            takes precedence over it, see `src.weights.detector_notes`.
 
     Returns:
         Model: call it with images.
@@ -306,7 +306,7 @@ def _load_onnx(path: Path, config: Config) -> Model:
         state.RuntimeException,
     ) as error:
         raise UserError(
-            f"{path} is damaged or no ONNX file that ONNX Runtime {onnxruntime.__version__} can run: "
+            f"{path} is damaged or not an ONNX file that ONNX Runtime {onnxruntime.__version__} can run: "
             f"{first_line(error)}"
         ) from error
     _check_onnx_device(session.get_providers()[0], config)
@@ -372,7 +372,7 @@ def _load_mindir(path: Path, config: Config) -> Model:
         content.ParseFromString(path.read_bytes())
         cell = nn.GraphCell(ms.load(str(path)))
     except (DecodeError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged or no MINDIR file: {first_line(error)}") from error
+        raise UserError(f"{path} is damaged or not a MINDIR file: {first_line(error)}") from error
     batch_size = content.graph.input[0].tensor[0].dims[0]
     info, config = _exported(content.user_info, path, config, {"test_batch_size": batch_size})
     return Model(

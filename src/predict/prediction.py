@@ -20,7 +20,7 @@ from src.data.transforms import ImageError, evaluation_input, read_rgb
 from src.deploy.model_file import Model
 from src.model_utils.errors import UserError
 from src.predict.draw import draw_detections, write_image
-from src.predict.image_sources import is_video, left_out_text
+from src.predict.image_sources import is_video, left_out_summary
 from src.predict.video import VideoReader, VideoWriter
 from src.util import Detections, detections_from_outputs
 
@@ -89,7 +89,7 @@ class Predictor:
         model (Model): the detector.
         output_dir (str | Path): an existing folder, for the file of results.
         score_thr (float): detections below it are neither drawn nor listed.
-        left_out (Sequence[Path]): what of the user's input is no input of `run`, for the summary. Default: nothing.
+        left_out (Sequence[Path]): what of the user's input is not an input of `run`, for the summary. Default: nothing.
 
     Attributes:
         predictions (list[Prediction]): one for every image and frame so far, in order.
@@ -195,7 +195,7 @@ class Predictor:
     def write_results(self, kind: str) -> Path:
         """Write `predictions.json` or `predictions.csv` into the output folder, whole or not at all.
 
-        JSON: the model, its classes, the threshold, under `images` every `Prediction`, also those without
+        JSON: the model, its classes, the threshold, under `pictures` every `Prediction`, also those without
         detections, the summary without its times, and in full what it counts as `skipped` and `left_out`. CSV: a row
         per detection with the columns `CSV_COLUMNS`; frame is empty for images.
 
@@ -236,7 +236,7 @@ class Predictor:
         return f"{what}, {count_of(names.total(), 'detection')}{f' ({per_class})' if per_class else ''}"
 
     def _not_read(self) -> str:
-        left_out = f"; {left_out_text(self.left_out)}" if self.left_out else ""
+        left_out = f"; {left_out_summary(self.left_out)}" if self.left_out else ""
         return f"{count_of(len(self.skipped), 'input')} skipped{left_out}"
 
 

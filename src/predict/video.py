@@ -31,7 +31,7 @@ class VideoReader:
         num_frames (int): as the file announces it, 0 if it does not; only reading tells.
 
     Raises:
-        ImageError: the file is no video; names it.
+        ImageError: the file is not a video; names it.
     """
 
     def __init__(self, path: str | Path):

@@ -179,7 +179,7 @@ def test_unknown_repeated_and_missing_images_are_refused():
 
 def test_bad_ground_truth_and_labels_are_refused():
     truth = ground_truth({1: []})
-    with pytest.raises(UserError, match="image id 1 stands twice"):
+    with pytest.raises(UserError, match="image id 1 is twice"):
         CocoEvaluator(truth | {"images": truth["images"] * 2}, [1], "test")
     with pytest.raises(UserError, match="no images"):
         CocoEvaluator(truth | {"images": []}, [1], "test")
