@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.runtime import prepare_process, run
+from src.model_utils.config import Config, load_config
+from src.model_utils.config_checks import check_model_flags
+from src.runtime import prepare_process, run, version_parser
 
 LOGGER = logging.getLogger(__name__)
 
@@ -20,6 +22,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     """Split the command line into the flags of this program and those of the configuration."""
     parser = argparse.ArgumentParser(
         prog="predict.py",
+        parents=[version_parser()],
         allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -72,10 +75,10 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     return arguments, flags
 
 
-def _score(text: str) -> float:
-    value = float(text)
+def _score(argument: str) -> float:
+    value = float(argument)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{argument} is not between 0 and 1")
     return value
 
 
@@ -83,30 +86,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Detect as the command line says; returns the exit code 0 when at least one image could be read."""
     prepare_process()  # before anything imports MindSpore
     arguments, flags = parse_arguments(argv)
-    from src.common.files import check_writable
-    from src.deploy.model_file import load_model
-    from src.model_utils.config import load_config
-    from src.model_utils.config_checks import check_model_flags
-    from src.model_utils.device_adapter import job
-    from src.predict.image_sources import find_inputs, output_paths
-    from src.predict.prediction import Predictor
-    from src.runtime import init_device, with_available_device
-
     config = load_config(flags)
     check_model_flags(config, "--model")
     if config.enable_modelarts:  # job works in another folder; what is read lies in this one
         arguments.model, arguments.input = (str(Path(path).absolute()) for path in (arguments.model, arguments.input))
+    from src.model_utils.device_adapter import job
+
     with job(config) as config:
-        inputs, left_out = find_inputs(arguments.input)
-        targets = output_paths(inputs, Path(arguments.output_dir), f".{arguments.picture_format}")
-        output_dir = check_writable(arguments.output_dir)
-        config = with_available_device(config)
-        init_device(config)
-        predictor = Predictor(load_model(arguments.model, config), output_dir, arguments.score_thr, left_out)
-        predictor.run(inputs, targets)
-        results = predictor.write_results(arguments.results)
-        LOGGER.info("%s; drawn copies in %s, results in %s", predictor.summary(), output_dir, results)
+        predict(arguments, config)
     return 0
+
+
+def predict(arguments: argparse.Namespace, config: Config) -> None:
+    """Detect in `arguments.input` with `arguments.model`."""
+    from src.common.files import check_writable
+    from src.deploy.model_file import load_model
+    from src.predict.image_sources import find_inputs, output_paths
+    from src.predict.prediction import Predictor
+    from src.runtime import init_device, with_available_device
+
+    inputs, left_out = find_inputs(arguments.input)
+    targets = output_paths(inputs, Path(arguments.output_dir), f".{arguments.picture_format}")
+    output_dir = check_writable(arguments.output_dir)
+    config = with_available_device(config)
+    init_device(config)
+    predictor = Predictor(load_model(arguments.model, config), output_dir, arguments.score_thr, left_out)
+    predictor.run(inputs, targets)
+    results = predictor.write_results(arguments.results)
+    LOGGER.info("%s; drawn copies in %s, results in %s", predictor.summary(), output_dir, results)
 
 
 if __name__ == "__main__":

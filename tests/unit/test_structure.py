@@ -173,7 +173,12 @@ def test_optional_packages_are_imported_where_they_are_needed():
 def test_entry_script_prepares_the_process_before_mindspore_is_imported(path):
     top = ast.Module([node for node in TREES[path].body if isinstance(node, ast.Import | ast.ImportFrom)], [])
     first = {name for name, _ in imports_of(top, module_name(path))}
-    assert ours(first) <= {"src.runtime", "src.model_utils.errors"}
+    assert ours(first) <= {
+        "src.runtime",
+        "src.model_utils.config",
+        "src.model_utils.config_checks",
+        "src.model_utils.errors",
+    }
     assert "mindspore" not in {name.split(".")[0] for name in first}
 
 
