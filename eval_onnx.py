@@ -10,7 +10,6 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError
@@ -29,8 +28,7 @@ def with_input_file(config: Config) -> Config:
             f"file_name is {config.file_name}: expected an ONNX file, such as "
             "--file_name=faster_rcnn.onnx; checkpoints and MINDIR files are for eval.py"
         )
-    changes: dict[str, Any] = {"file_name": str(Path(config.file_name).absolute())}
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(config, file_name=str(Path(config.file_name).absolute()))
 
 
 def evaluate_file(config: Config) -> None:

@@ -41,6 +41,15 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
         "not those of folders in it, nor videos; or a pattern in quotes, such as "
         "'photos/**/*.jpg', of which all files are taken.",
     )
+    _add_output_flags(parser)
+    arguments, flags = parser.parse_known_args(argv)
+    if len(arguments.input) > 1:
+        parser.error("--input is given twice; a folder or a pattern in quotes stands for several inputs")
+    arguments.input = arguments.input[0]
+    return arguments, flags
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output_dir",
         default="predictions",
@@ -68,11 +77,6 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
         default="jpg",
         help="The format of drawn images; videos become MP4 without sound. (default: %(default)s)",
     )
-    arguments, flags = parser.parse_known_args(argv)
-    if len(arguments.input) > 1:
-        parser.error("--input is given twice; a folder or a pattern in quotes stands for several inputs")
-    arguments.input = arguments.input[0]
-    return arguments, flags
 
 
 def _score(argument: str) -> float:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from src import __version__
 from src.model_utils.config import Config, describe, load_config
@@ -91,13 +90,7 @@ def with_available_device(config: Config) -> Config:
 
     target = next(target for target in ("Ascend", "GPU", "CPU") if ms.hal.is_available(target))
     LOGGER.info("runs on %s; --device_target names another device", target)
-    return on_device(config, target)
-
-
-def on_device(config: Config, target: str) -> Config:
-    """The configuration with another `device_target`: "CPU", "GPU" or "Ascend"."""
-    changes: dict[str, Any] = {"device_target": target}
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(config, device_target=target)
 
 
 def init_device(config: Config) -> Device:

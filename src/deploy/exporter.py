@@ -17,7 +17,7 @@ from src.deploy.model_file import Model, ModelInfo, network_model, open_model
 from src.FasterRcnn import build_detector
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError
-from src.runtime import on_device, with_available_device
+from src.runtime import with_available_device
 from src.util import Detections, detections_from_outputs
 from src.weights.detector_notes import notes_of
 
@@ -47,7 +47,7 @@ def with_export_device(config: Config) -> Config:
         return with_available_device(config)
     if config.device_target != "CPU":
         LOGGER.info("an ONNX file is the same for every device: this one is written and checked on the CPU")
-    return on_device(config, "CPU")
+    return dataclasses.replace(config, device_target="CPU")
 
 
 def export_detector(config: Config) -> Path:
