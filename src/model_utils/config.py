@@ -308,7 +308,7 @@ def _build_parser(layers: Sequence[ConfigFile]) -> argparse.ArgumentParser:
     parser = _Parser(
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        usage="%(prog)s [--config_path=FILE] [--KEY=VALUE ...]",
+        usage="%(prog)s [--config_path=FILE] [--KEY=VALUE ...] | --version",
         description=f"Flags take precedence over the values in {layers[-1].path}.",
     )
     parser.add_argument(
