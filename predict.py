@@ -20,28 +20,7 @@ LOGGER = logging.getLogger(__name__)
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Split the command line into the flags of this program and those of the configuration."""
-    parser = argparse.ArgumentParser(
-        prog="predict.py",
-        parents=[version_parser()],
-        allow_abbrev=False,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other flags are those of the configuration, see python train.py --help. The model's file knows "
-        "its classes,\nits image size and all else it was trained with; --img_width, --img_height and the "
-        "thresholds of a .ckpt may\nbe changed. The device is the best that is there, unless --device_target "
-        "names one.",
-    )
-    parser.add_argument("--model", required=True, metavar="FILE", help="The detector: a .ckpt, .onnx or .mindir file.")
-    parser.add_argument(
-        "--input",
-        required=True,
-        action="append",
-        metavar="WHAT",
-        help="An image; a video, told by its suffix; a folder, of which all images are taken but "
-        "not those of folders in it, nor videos; or a pattern in quotes, such as "
-        "'photos/**/*.jpg', of which all files are taken.",
-    )
-    _add_output_flags(parser)
+    parser = _parser()
     arguments, flags = parser.parse_known_args(argv)
     if len(arguments.input) > 1:
         parser.error("--input is given twice; a folder or a pattern in quotes stands for several inputs")
@@ -77,6 +56,32 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         default="jpg",
         help="The format of drawn images; videos become MP4 without sound. (default: %(default)s)",
     )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="predict.py",
+        parents=[version_parser()],
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="All other flags are those of the configuration, see python train.py --help. The model's file knows "
+        "its classes,\nits image size and all else it was trained with; --img_width, --img_height and the "
+        "thresholds of a .ckpt may\nbe changed. The device is the best that is there, unless --device_target "
+        "names one.",
+    )
+    parser.add_argument("--model", required=True, metavar="FILE", help="The detector: a .ckpt, .onnx or .mindir file.")
+    parser.add_argument(
+        "--input",
+        required=True,
+        action="append",
+        metavar="WHAT",
+        help="An image; a video, told by its suffix; a folder, of which all images are taken but "
+        "not those of folders in it, nor videos; or a pattern in quotes, such as "
+        "'photos/**/*.jpg', of which all files are taken.",
+    )
+    _add_output_flags(parser)
+    return parser
 
 
 def _score(argument: str) -> float:

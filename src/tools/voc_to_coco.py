@@ -104,6 +104,17 @@ def _parser() -> argparse.ArgumentParser:
         "--annotations", required=True, type=Path, help="folder of the XML files, one an image, also in sub-folders"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to make; it must not exist or be empty")
+    _add_reading_options(parser)
+    _add_division_options(parser)
+    parser.add_argument(
+        "--hard_links",
+        action="store_true",
+        help="link the images instead of copying them, where both folders are on one disk",
+    )
+    return parser
+
+
+def _add_reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes",
         default="",
@@ -133,6 +144,22 @@ def _parser() -> argparse.ArgumentParser:
         "they are left out)",
     )
     parser.add_argument(
+        "--one_based",
+        action="store_true",
+        help="the corners count pixels from 1, as in the original VOC files: xmin and ymin are "
+        "lowered by 1 (default: numbers are kept)",
+    )
+    parser.add_argument(
+        "--difficult",
+        choices=DIFFICULT_CHOICES,
+        default="crowd",
+        help="objects marked difficult become crowd boxes (neither learnt nor scored), are kept as "
+        "others, or are dropped (default: %(default)s)",
+    )
+
+
+def _add_division_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--val_fraction",
         type=float,
         default=0.2,
@@ -152,25 +179,6 @@ def _parser() -> argparse.ArgumentParser:
         "--annotations; 1 is 1.xml, or else the only one of that name in any sub-folder",
     )
     parser.add_argument("--val_list", type=Path, help="the same for the evaluation set")
-    parser.add_argument(
-        "--one_based",
-        action="store_true",
-        help="the corners count pixels from 1, as in the original VOC files: xmin and ymin are "
-        "lowered by 1 (default: numbers are kept)",
-    )
-    parser.add_argument(
-        "--difficult",
-        choices=DIFFICULT_CHOICES,
-        default="crowd",
-        help="objects marked difficult become crowd boxes (neither learnt nor scored), are kept as "
-        "others, or are dropped (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--hard_links",
-        action="store_true",
-        help="link the images instead of copying them, where both folders are on one disk",
-    )
-    return parser
 
 
 def _class_names(argument: str, images: Sequence[VocImage]) -> tuple[str, ...]:
