@@ -8,7 +8,8 @@ from mindspore import dtype as mstype
 
 from src.FasterRcnn.anchor_generator import inside_canvas
 from src.FasterRcnn.box_ops import BoxCoder, shared_iou
-from src.FasterRcnn.target_assign import FAR_AWAY, PosNegSample, match, take_columns, take_rows
+from src.FasterRcnn.graph_ops import take_columns, take_rows
+from src.FasterRcnn.target_assign import FAR_AWAY, PosNegSample, match
 
 
 class BboxAssignSample(nn.Cell):
@@ -62,13 +63,15 @@ class BboxAssignSample(nn.Cell):
 
     def construct(self, gt_boxes, gt_valid):
         matchable = ops.where(ops.expand_dims(gt_valid, 2), gt_boxes, FAR_AWAY)
-        iou = shared_iou(self.anchors, matchable)
-        matched_gt = match(iou, *self.thresholds)
-        index, pos_mask, valid = self.sample(matched_gt)
-        pos_index = take_columns(index, 0, self.num_pos)
+        iou = shared_iou(self.anchors, matchable)  # (B, G, N), N inside the canvas
+        matched_gt = match(iou, *self.thresholds)  # (B, N)
+        index, pos_mask, valid = self.sample(matched_gt)  # (B, S)
+        pos_index = take_columns(index, 0, self.num_pos)  # (B, num_pos)
         pos_mask = ops.cast(pos_mask, mstype.float32)
         gt_index = ops.relu(ops.gather_elements(matched_gt, 1, pos_index))
-        deltas = self.coder.encode(ops.gather(self.anchors, pos_index, 0), take_rows(gt_boxes, gt_index))
+        deltas = self.coder.encode(
+            ops.gather(self.anchors, pos_index, 0), take_rows(gt_boxes, gt_index)
+        )  # (B, num_pos, 4)
         is_pos = ops.expand_dims(take_columns(pos_mask, 0, self.num_pos), 2) > 0
         deltas = ops.where(is_pos, deltas, ops.zeros_like(deltas))
         return ops.gather(self.inside, index, 0), pos_mask, ops.cast(valid, mstype.float32), deltas

@@ -6,8 +6,8 @@ from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 from src.FasterRcnn.box_ops import BoxCoder, pairwise_iou
-from src.FasterRcnn.counting import count_up
-from src.FasterRcnn.target_assign import FAR_AWAY, IGNORED, PosNegSample, match, take_rows
+from src.FasterRcnn.graph_ops import count_up, take_rows
+from src.FasterRcnn.target_assign import FAR_AWAY, IGNORED, PosNegSample, match
 
 
 class BboxAssignSampleForRcnn(nn.Cell):
@@ -52,14 +52,14 @@ class BboxAssignSampleForRcnn(nn.Cell):
         self.sample = PosNegSample(num_pos, num_total, num_total, seed)
 
     def construct(self, gt_boxes, gt_labels, gt_valid, proposals, proposal_mask):
-        matched_gt = self.match_with_gts(gt_boxes, gt_valid, proposals, proposal_mask)
-        candidates = ops.concat((gt_boxes, proposals), axis=1)
-        index, pos_mask, valid = self.sample(matched_gt)
-        rois = take_rows(candidates, index)
+        matched_gt = self.match_with_gts(gt_boxes, gt_valid, proposals, proposal_mask)  # (B, G + R)
+        candidates = ops.concat((gt_boxes, proposals), axis=1)  # (B, G + R, 4)
+        index, pos_mask, valid = self.sample(matched_gt)  # (B, S)
+        rois = take_rows(candidates, index)  # (B, S, 4)
         gt_index = ops.relu(ops.gather_elements(matched_gt, 1, index))
-        labels = ops.gather_elements(ops.cast(gt_labels, mstype.int32), 1, gt_index)
+        labels = ops.gather_elements(ops.cast(gt_labels, mstype.int32), 1, gt_index)  # (B, S)
         labels = ops.where(pos_mask, labels, ops.zeros_like(labels))
-        deltas = self.coder.encode(rois, take_rows(gt_boxes, gt_index))
+        deltas = self.coder.encode(rois, take_rows(gt_boxes, gt_index))  # (B, S, 4)
         deltas = ops.where(ops.expand_dims(pos_mask, 2), deltas, ops.zeros_like(deltas))
         rois = ops.where(ops.expand_dims(valid, 2), rois, ops.zeros_like(rois))
         return rois, labels, deltas, ops.cast(valid, mstype.float32)
@@ -70,7 +70,7 @@ class BboxAssignSampleForRcnn(nn.Cell):
         matchable = ops.where(ops.expand_dims(gt_valid, 2), gt_boxes, FAR_AWAY)
         # Padded rows stand on the other side of the canvas from padded ground truths.
         choosable = ops.where(ops.expand_dims(proposal_mask, 2), proposals, -FAR_AWAY)
-        matched = match(pairwise_iou(matchable, choosable, extra_pixel=1), *self.thresholds)
+        matched = match(pairwise_iou(matchable, choosable, extra_pixel=1), *self.thresholds)  # (B, R)
         matched = ops.where(proposal_mask, matched, IGNORED)
         itself = ops.broadcast_to(ops.reshape(count_up(num_gts), (1, num_gts)), (batch, num_gts))
         itself = ops.where(gt_valid, itself, IGNORED)

@@ -69,12 +69,12 @@ def pairwise_iou(rows, columns, extra_pixel: int):
     Returns:
         Tensor (B, M, N) in [0, 1]; NaN for two boxes without area.
     """
-    row_x1, row_y1, row_x2, row_y2 = ops.Split(2, 4)(rows)
+    row_x1, row_y1, row_x2, row_y2 = ops.Split(2, 4)(rows)  # (B, M, 1)
     columns = ops.transpose(columns, (0, 2, 1))
-    col_x1, col_y1, col_x2, col_y2 = ops.Split(1, 4)(columns)
+    col_x1, col_y1, col_x2, col_y2 = ops.Split(1, 4)(columns)  # (B, 1, N)
     width = ops.relu(_min(row_x2, col_x2) + _min(-row_x1, -col_x1) + extra_pixel)
     height = ops.relu(_min(row_y2, col_y2) + _min(-row_y1, -col_y1) + extra_pixel)
-    intersection = width * height
+    intersection = width * height  # (B, M, N)
     row_area = (row_x2 - row_x1 + extra_pixel) * (row_y2 - row_y1 + extra_pixel)
     col_area = (col_x2 - col_x1 + extra_pixel) * (col_y2 - col_y1 + extra_pixel)
     return intersection / (row_area + col_area - intersection)
@@ -141,10 +141,10 @@ class ClassAwareNms(nn.Cell):
         # An operator, not a constant: what follows would become constants too, 32 MB of them in every exported file.
         rank = ops.cast(ops.Range()(0, num_boxes, 1), mstype.float32)
         earlier = ops.cast(ops.expand_dims(rank, 1) - ops.expand_dims(rank, 0) > 0, mstype.float32)
-        overlap = ops.cast(pairwise_iou(boxes, boxes, extra_pixel=0) > self.iou_thr, mstype.float32)
+        overlap = ops.cast(pairwise_iou(boxes, boxes, extra_pixel=0) > self.iou_thr, mstype.float32)  # (B, M, M)
         other_class = ops.abs(ops.expand_dims(labels, 2) - ops.expand_dims(labels, 1))
-        suppresses = overlap * ops.relu(1.0 - other_class) * earlier
-        valid = ops.expand_dims(ops.cast(valid, mstype.float32), 2)
+        suppresses = overlap * ops.relu(1.0 - other_class) * earlier  # (B, M, M)
+        valid = ops.expand_dims(ops.cast(valid, mstype.float32), 2)  # (B, M, 1)
         keep = valid
         changes = ops.ones((), mstype.float32)
         while changes > 0:

@@ -1,5 +1,7 @@
 """The detector as a whole: joins the parts and is the only reader of the configuration among them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from mindspore import dtype as mstype
 from mindspore import nn, ops
@@ -9,12 +11,12 @@ from src.FasterRcnn.bbox_assign_sample import BboxAssignSample
 from src.FasterRcnn.bbox_assign_sample_stage2 import BboxAssignSampleForRcnn
 from src.FasterRcnn.box_ops import BoxCoder
 from src.FasterRcnn.fpn_neck import FeatPyramidNeck
+from src.FasterRcnn.graph_ops import take_rows
 from src.FasterRcnn.proposal_generator import Proposal
 from src.FasterRcnn.rcnn import BoxPredictor, Rcnn
 from src.FasterRcnn.resnet import ResidualBlock, ResNetFea
-from src.FasterRcnn.roi_align import SingleRoIExtractor, pixel_rows
+from src.FasterRcnn.roi_align import SingleRoIExtractor
 from src.FasterRcnn.rpn import RPN
-from src.FasterRcnn.target_assign import take_rows
 
 # From so many in a batch on, fixed norms are folded; see docs/architecture.md.
 _MANY_PIXELS = 500_000
@@ -49,27 +51,16 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         level_anchors = pyramid_anchors(canvas_size, config.anchor_strides, config.anchor_scales, config.anchor_ratios)
         rpn_coder = BoxCoder(config.rpn_target_means, config.rpn_target_stds, canvas_size)
         box_coder = BoxCoder(config.rcnn_target_means, config.rcnn_target_stds, canvas_size)
-        background_boxes = not config.without_bg_loss
+        on_cpu = config.device_target == "CPU"
         # Kept because two backbones have equal parameters: checkpoints are compared with it.
         self.backbone_name = config.backbone
         self.rpn_weights = (config.rpn_loss_cls_weight, config.rpn_loss_reg_weight)
         self.rcnn_weights = (config.rcnn_loss_cls_weight, config.rcnn_loss_reg_weight)
-        self.on_cpu = config.device_target == "CPU"
-        self.backbone = ResNetFea(
-            block,
-            config.resnet_block,
-            config.resnet_in_channels,
-            config.resnet_out_channels,
-            config.frozen_stages,
-            config.norm_eval,
-            config.stem_pool_pad,
-            winograd=self.on_cpu,
-            fold_norms=self.on_cpu and _is_large(config),
-        )
+        self.backbone = _build_backbone(config, block, on_cpu)
         self.fpn_neck = FeatPyramidNeck(
-            config.fpn_in_channels, config.fpn_out_channels, config.fpn_num_outs, winograd=self.on_cpu
+            config.fpn_in_channels, config.fpn_out_channels, config.fpn_num_outs, winograd=on_cpu
         )
-        self.rpn_with_loss = _build_rpn(config, level_anchors, canvas_size, rpn_coder, rank, winograd=self.on_cpu)
+        self.rpn_with_loss = _build_rpn(config, level_anchors, rpn_coder, rank, on_cpu)
         self.proposals_train = Proposal(
             level_anchors,
             rpn_coder,
@@ -80,49 +71,26 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
         self.proposals_test = Proposal(
             level_anchors, rpn_coder, config.rpn_nms_pre, config.rpn_max_num, config.rpn_nms_thr
         )
-        self.assign_rois = BboxAssignSampleForRcnn(
-            box_coder,
-            config.num_expected_pos_stage2,
-            config.num_expected_neg_stage2,
-            config.pos_iou_thr_stage2,
-            config.neg_iou_thr_stage2,
-            config.min_pos_iou_stage2,
-            seed=(config.seed, rank, 1),
-        )
+        self.assign_rois = _build_assign_rois(config, box_coder, rank)
         self.num_rois = config.num_expected_neg_stage2
-        self.roi_align = SingleRoIExtractor(
-            config.roi_layer.out_size,
-            config.roi_layer.sample_num,
-            config.roi_align_featmap_strides,
-            config.roi_align_finest_scale,
-            native=not self.on_cpu,
-        )
-        self.rcnn = Rcnn(
-            config.rcnn_in_channels * config.roi_layer.out_size**2,
-            config.rcnn_fc_out_channels,
-            config.num_classes,
-            background_boxes,
-        )
-        self.predict_boxes = BoxPredictor(
-            box_coder,
-            background_boxes,
-            config.test_score_thr,
-            config.test_iou_thr,
-            config.test_max_per_img,
-            config.test_nms_candidates,
-        )
+        self.roi_align = _build_roi_align(config, native=not on_cpu)
+        self.rcnn = _build_box_head(config)
+        self.predict_boxes = _build_box_predictor(config, box_coder)
         if config.device_target == "Ascend":
-            # Not the whole box head: its losses would be computed in float16 too.
-            for part in (
-                self.backbone,
-                self.fpn_neck,
-                self.rpn_with_loss.rpn_convs_list,
-                self.rcnn.shared_fc_0,
-                self.rcnn.shared_fc_1,
-                self.rcnn.cls_scores,
-                self.rcnn.reg_scores,
-            ):
-                part.to_float(mstype.float16)
+            self._compute_in_float16()
+
+    def _compute_in_float16(self) -> None:
+        """Convolutions and fully connected layers; not the whole box head, whose losses would be in float16 too."""
+        for part in (
+            self.backbone,
+            self.fpn_neck,
+            self.rpn_with_loss.rpn_convs_list,
+            self.rcnn.shared_fc_0,
+            self.rcnn.shared_fc_1,
+            self.rcnn.cls_scores,
+            self.rcnn.reg_scores,
+        ):
+            part.to_float(mstype.float16)
 
     def construct(self, img_data, img_metas, gt_bboxes=None, gt_labels=None, gt_valids=None):
         if self.training:
@@ -131,42 +99,38 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
 
     def losses(self, img_data, gt_boxes, gt_labels, gt_valid):
         """The six losses of a training step; arguments as in the class."""
-        features = self.fpn_neck(self.backbone(img_data))
-        if self.on_cpu:
-            logits, deltas = self.rpn_with_loss(ops.stop_gradient(features))
-            # Waits for the dense head: both copy all levels and need not do so at once. "stop_gradient", or the head
-            # would be differentiated with zeros.
-            pixels = pixel_rows(ops.depend(features, ops.stop_gradient(logits)))
-            rpn_cls_loss, rpn_reg_loss, pixels = self.rpn_with_loss.losses_at_samples(
-                features, pixels, gt_boxes, gt_valid
-            )
-        else:
-            pixels = None
-            logits, deltas = self.rpn_with_loss(features)
-            rpn_cls_loss, rpn_reg_loss = self.rpn_with_loss.losses(logits, deltas, gt_boxes, gt_valid)
-        proposals, proposal_mask = self.proposals_train(logits, deltas)
-        rois, labels, target_deltas, valid = self.sampled_rois(gt_boxes, gt_labels, gt_valid, proposals, proposal_mask)
-        roi_logits, roi_deltas = self.rcnn(self.roi_align(rois, features, pixels))
-        rcnn_cls_loss, rcnn_reg_loss = self.rcnn.losses(
-            roi_logits,
-            roi_deltas,
-            ops.reshape(labels, (-1,)),
-            ops.reshape(target_deltas, (-1, 4)),
-            ops.reshape(valid, (-1,)),
-        )
+        features = self.fpn_neck(self.backbone(img_data))  # L times (B, C, H_l, W_l)
+        logits, deltas, rpn_cls_loss, rpn_reg_loss, pixels = self.rpn_with_loss.with_losses(
+            features, gt_boxes, gt_valid
+        )  # L times (B, N_l) and (B, N_l, 4)
+        proposals, proposal_mask = self.proposals_train(logits, deltas)  # (B, R, 4), (B, R)
+        rois, *targets = self.sampled_rois(gt_boxes, gt_labels, gt_valid, proposals, proposal_mask)
+        roi_logits, roi_deltas = self.rcnn(self.roi_align(rois, features, pixels))  # (B * R, K), (B * R, K - 1, 4)
+        rcnn_cls_loss, rcnn_reg_loss = self.rcnn.losses(roi_logits, roi_deltas, *targets)
         rpn_loss = self.rpn_weights[0] * rpn_cls_loss + self.rpn_weights[1] * rpn_reg_loss
         rcnn_loss = self.rcnn_weights[0] * rcnn_cls_loss + self.rcnn_weights[1] * rcnn_reg_loss
         return rpn_loss, rcnn_loss, rpn_cls_loss, rpn_reg_loss, rcnn_cls_loss, rcnn_reg_loss
 
     def sampled_rois(self, gt_boxes, gt_labels, gt_valid, proposals, proposal_mask):
-        """RoIs of the box head's losses and their targets; outputs as ``BboxAssignSampleForRcnn``, without gradient."""
+        """RoIs of the box head's losses and their targets, without gradient.
+
+        Args:
+            gt_boxes, gt_labels, gt_valid (Tensor): as in the class.
+            proposals, proposal_mask (Tensor): (B, P, 4) and (B, P), outputs of the proposal generator.
+
+        Returns:
+            rois (B, R, 4), and of all images together labels (B * R,), deltas (B * R, 4) and valid (B * R,), see
+            :class:`src.FasterRcnn.bbox_assign_sample_stage2.BboxAssignSampleForRcnn`.
+        """
         rois, labels, deltas, valid = self.assign_rois(gt_boxes, gt_labels, gt_valid, proposals, proposal_mask)
         if not self.rcnn.background_boxes:
             # At least a fifth of the rows are padding, which costs as much as the rest and changes no loss.
-            _, index = ops.TopK(sorted=True)(valid, self.num_rois)
-            rois, deltas = take_rows(rois, index), take_rows(deltas, index)
-            labels, valid = ops.gather_elements(labels, 1, index), ops.gather_elements(valid, 1, index)
-        return ops.stop_gradient(rois), ops.stop_gradient(labels), ops.stop_gradient(deltas), ops.stop_gradient(valid)
+            _, index = ops.TopK(sorted=True)(valid, self.num_rois)  # (B, R)
+            rois, deltas = take_rows(rois, index), take_rows(deltas, index)  # (B, R, 4)
+            labels, valid = ops.gather_elements(labels, 1, index), ops.gather_elements(valid, 1, index)  # (B, R)
+        rois, labels = ops.stop_gradient(rois), ops.stop_gradient(labels)
+        deltas, valid = ops.stop_gradient(deltas), ops.stop_gradient(valid)
+        return rois, ops.reshape(labels, (-1,)), ops.reshape(deltas, (-1, 4)), ops.reshape(valid, (-1,))
 
     def detect(self, img_data, img_metas):
         """Detections in pixels of the images.
@@ -180,10 +144,10 @@ class Faster_Rcnn_Resnet(nn.Cell):  # noqa: N801 - the published name
             ``test_max_per_img``; padded rows are 0, 0, False.
         """
         features = self.fpn_neck(self.backbone(img_data))
-        logits, deltas = self.rpn_with_loss(features)
-        proposals, proposal_mask = self.proposals_test(logits, deltas)
-        roi_logits, roi_deltas = self.rcnn(self.roi_align(proposals, features))
-        _, scale = ops.Split(1, 2)(img_metas)
+        logits, deltas = self.rpn_with_loss(features)  # L times (B, N_l), (B, N_l, 4)
+        proposals, proposal_mask = self.proposals_test(logits, deltas)  # (B, R, 4), (B, R)
+        roi_logits, roi_deltas = self.rcnn(self.roi_align(proposals, features))  # (B * R, K), (B * R, K - 1, 4)
+        _, scale = ops.Split(1, 2)(img_metas)  # (B, 2)
         return self.predict_boxes(roi_logits, roi_deltas, proposals, proposal_mask, scale)
 
 
@@ -192,11 +156,24 @@ def _is_large(config) -> bool:
     return config.batch_size * config.img_height * config.img_width >= _MANY_PIXELS
 
 
-def _build_rpn(config, level_anchors, canvas_size, coder, rank, winograd) -> RPN:
-    """The region proposal network of a configuration."""
+def _build_backbone(config, block: type, on_cpu: bool) -> ResNetFea:
+    return ResNetFea(
+        block,
+        config.resnet_block,
+        config.resnet_in_channels,
+        config.resnet_out_channels,
+        config.frozen_stages,
+        config.norm_eval,
+        config.stem_pool_pad,
+        winograd=on_cpu,
+        fold_norms=on_cpu and _is_large(config),
+    )
+
+
+def _build_rpn(config, level_anchors: Sequence[np.ndarray], coder: BoxCoder, rank: int, on_cpu: bool) -> RPN:
     assign = BboxAssignSample(
         np.concatenate(level_anchors),
-        canvas_size,
+        (config.img_height, config.img_width),
         coder,
         config.num_expected_pos,
         config.num_expected_neg,
@@ -205,4 +182,53 @@ def _build_rpn(config, level_anchors, canvas_size, coder, rank, winograd) -> RPN
         config.min_pos_iou,
         seed=(config.seed, rank, 0),
     )
-    return RPN(config.rpn_in_channels, config.rpn_feat_channels, config.num_anchors, assign, winograd)
+    return RPN(
+        config.rpn_in_channels,
+        config.rpn_feat_channels,
+        config.num_anchors,
+        assign,
+        winograd=on_cpu,
+        sparse_gradient=on_cpu,
+    )
+
+
+def _build_assign_rois(config, coder: BoxCoder, rank: int) -> BboxAssignSampleForRcnn:
+    return BboxAssignSampleForRcnn(
+        coder,
+        config.num_expected_pos_stage2,
+        config.num_expected_neg_stage2,
+        config.pos_iou_thr_stage2,
+        config.neg_iou_thr_stage2,
+        config.min_pos_iou_stage2,
+        seed=(config.seed, rank, 1),
+    )
+
+
+def _build_roi_align(config, native: bool) -> SingleRoIExtractor:
+    return SingleRoIExtractor(
+        config.roi_layer.out_size,
+        config.roi_layer.sample_num,
+        config.roi_align_featmap_strides,
+        config.roi_align_finest_scale,
+        native,
+    )
+
+
+def _build_box_head(config) -> Rcnn:
+    return Rcnn(
+        config.rcnn_in_channels * config.roi_layer.out_size**2,
+        config.rcnn_fc_out_channels,
+        config.num_classes,
+        background_boxes=not config.without_bg_loss,
+    )
+
+
+def _build_box_predictor(config, coder: BoxCoder) -> BoxPredictor:
+    return BoxPredictor(
+        coder,
+        not config.without_bg_loss,
+        config.test_score_thr,
+        config.test_iou_thr,
+        config.test_max_per_img,
+        config.test_nms_candidates,
+    )

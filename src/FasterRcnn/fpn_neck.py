@@ -64,10 +64,10 @@ class FeatPyramidNeck(nn.Cell):
 
     def construct(self, features):
         top = self.num_levels - 1
-        merged = self.lateral_convs_list[top](features[top])
+        merged = self.lateral_convs_list[top](features[top])  # (B, C, H_top, W_top)
         outs = (self.fpn_convs_list[top](merged),)
         for level in range(top - 1, -1, -1):
-            merged = self.add_upsampled(self.lateral_convs_list[level](features[level]), merged)
+            merged = self.add_upsampled(self.lateral_convs_list[level](features[level]), merged)  # (B, C, H_l, W_l)
             outs = (self.fpn_convs_list[level](merged),) + outs
         for _ in range(self.num_extra):
             outs = outs + (self.subsample(outs[-1]),)
@@ -92,7 +92,7 @@ class _AddUpsampled(nn.Cell):
 
     def construct(self, fine, coarse):
         batch, channels, height, width = coarse.shape
-        maps = ops.reshape(coarse, (batch * channels, 1, height, width))
+        maps = ops.reshape(coarse, (batch * channels, 1, height, width))  # (B * C, 1, H, W)
         blocks = self.copy_to_block(
             maps, ops.cast(self.ones, coarse.dtype), (batch * channels, 1, 2 * height, 2 * width)
         )

@@ -7,8 +7,7 @@ from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from src.FasterRcnn.box_ops import BoxCoder, Nms
-from src.FasterRcnn.rpn import unzip
-from src.FasterRcnn.target_assign import take_rows
+from src.FasterRcnn.graph_ops import take_rows, unzip
 
 # Below every logit.
 SUPPRESSED = -1e30
@@ -51,14 +50,14 @@ class Proposal(nn.Cell):
         self.slice = ops.Slice()
 
     def construct(self, logits, deltas):
-        scores, index = unzip(ops.Map()(self.best_of_level, logits, self.counts))
-        scores, index = self.join(scores), self.join(index) + self.first_anchor
-        deltas = ops.cast(take_rows(self.join(deltas), index), mstype.float32)
-        boxes = self.coder.decode(ops.gather(self.anchors, index, 0), deltas)
+        scores, index = unzip(ops.Map()(self.best_of_level, logits, self.counts))  # L times (B, count)
+        scores, index = self.join(scores), self.join(index) + self.first_anchor  # (B, M), M over all levels
+        deltas = ops.cast(take_rows(self.join(deltas), index), mstype.float32)  # (B, M, 4)
+        boxes = self.coder.decode(ops.gather(self.anchors, index, 0), deltas)  # (B, M, 4)
         scores = ops.where(self.suppress(boxes), scores, SUPPRESSED)
-        best, index = self.top_k(scores, self.available)
+        best, index = self.top_k(scores, self.available)  # (B, available)
         mask = best > SUPPRESSED
-        boxes = ops.where(ops.expand_dims(mask, 2), take_rows(boxes, index), 0.0)
+        boxes = ops.where(ops.expand_dims(mask, 2), take_rows(boxes, index), 0.0)  # (B, available, 4)
         if self.available < self.max_num:
             padding = self.max_num - self.available
             boxes = ops.Pad(((0, 0), (0, padding), (0, 0)))(boxes)
@@ -76,7 +75,7 @@ class Proposal(nn.Cell):
         No operator suppresses a batch at once, and one over all images would need the square of their boxes.
         """
         batch, num_boxes, _ = boxes.shape
-        firsts, sizes = _parts(self.counts, batch)
+        firsts, sizes = _parts(self.counts, batch)  # B * L pairs each
         level_boxes = ops.Map()(ops.partial(self.slice, ops.reshape(boxes, (-1, 4))), firsts, sizes)
         return ops.reshape(ops.Concat()(ops.Map()(self.nms, level_boxes)), (batch, num_boxes))
 

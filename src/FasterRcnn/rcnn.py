@@ -5,9 +5,7 @@ from mindspore import dtype as mstype
 from mindspore.common.initializer import Initializer, Normal, XavierUniform, initializer
 
 from src.FasterRcnn.box_ops import BoxCoder, ClassAwareNms
-from src.FasterRcnn.counting import count_up
-from src.FasterRcnn.rpn import smooth_l1
-from src.FasterRcnn.target_assign import take_columns, take_rows
+from src.FasterRcnn.graph_ops import count_up, smooth_l1, take_columns, take_rows
 
 
 class DenseInOut(nn.Cell):
@@ -58,9 +56,9 @@ class Rcnn(nn.Cell):
         self.relu = ops.ReLU()
 
     def construct(self, pooled):
-        x = ops.reshape(pooled, (pooled.shape[0], -1))
+        x = ops.reshape(pooled, (pooled.shape[0], -1))  # (N, in_features)
         x = self.relu(self.shared_fc_0(x))
-        x = self.relu(self.shared_fc_1(x))
+        x = self.relu(self.shared_fc_1(x))  # (N, hidden)
         logits = ops.cast(self.cls_scores(x), mstype.float32)
         deltas = ops.cast(self.reg_scores(x), mstype.float32)
         return logits, ops.reshape(deltas, (-1, self.num_boxes, 4))
@@ -80,14 +78,14 @@ class Rcnn(nn.Cell):
             the columns of class 0 towards 0 and the divisor is the number of valid rows.
         """
         num_valid = ops.reduce_sum(valid)
-        log_prob = ops.log_softmax(logits, 1)
-        true_log_prob = ops.gather_elements(log_prob, 1, ops.expand_dims(labels, 1))
+        log_prob = ops.log_softmax(logits, 1)  # (N, K)
+        true_log_prob = ops.gather_elements(log_prob, 1, ops.expand_dims(labels, 1))  # (N, 1)
         cls_loss = -ops.reduce_sum(ops.reshape(true_log_prob, (-1,)) * valid) / ops.maximum(num_valid, 1.0)
         num_rows = labels.shape[0]
         column = labels if self.background_boxes else ops.relu(labels - 1)
         index = count_up(num_rows) * self.num_boxes + column
-        true_deltas = ops.gather(ops.reshape(deltas, (-1, 4)), index, 0)
-        row_loss = ops.reduce_sum(smooth_l1(true_deltas - target_deltas, 1.0), 1)
+        true_deltas = ops.gather(ops.reshape(deltas, (-1, 4)), index, 0)  # (N, 4)
+        row_loss = ops.reduce_sum(smooth_l1(true_deltas - target_deltas, 1.0), 1)  # (N,)
         if self.background_boxes:
             return cls_loss, ops.reduce_sum(row_loss) / ops.maximum(num_valid, 1.0)
         is_pos = ops.cast(labels > 0, mstype.float32)
@@ -143,14 +141,14 @@ class BoxPredictor(nn.Cell):
 
     def construct(self, logits, deltas, rois, roi_mask, scale):
         boxes, scores, labels, num_above = self.candidates(logits, deltas, rois, roi_mask, scale)
-        keep = self.nms(boxes, labels, scores > 0)
+        keep = self.nms(boxes, labels, scores > 0)  # (B, M)
         num_candidates = scores.shape[1]
         # Rank, not score, orders the survivors: equal scores then keep the order of the candidates.
         rank = ops.cast(num_candidates - count_up(num_candidates), mstype.float32) * ops.cast(keep, mstype.float32)
         best, index = self.top_k(rank, min(self.max_per_img, num_candidates))
         mask = ops.expand_dims(ops.cast(best > 0, mstype.float32), 2)
-        rows = ops.concat((boxes, ops.expand_dims(scores, 2), ops.expand_dims(labels, 2)), axis=2)
-        rows = ops.concat((take_rows(rows, index) * mask, mask), axis=2)
+        rows = ops.concat((boxes, ops.expand_dims(scores, 2), ops.expand_dims(labels, 2)), axis=2)  # (B, M, 6)
+        rows = ops.concat((take_rows(rows, index) * mask, mask), axis=2)  # (B, D, 7)
         if num_candidates < self.max_per_img:
             rows = ops.Pad(((0, 0), (0, self.max_per_img - num_candidates), (0, 0)))(rows)
         num_kept = ops.reduce_sum(ops.cast(keep, mstype.float32), 1)
@@ -164,17 +162,17 @@ class BoxPredictor(nn.Cell):
         batch, num_rois, _ = rois.shape
         scores = ops.softmax(logits, 1)
         num_fg = scores.shape[1] - 1
-        scores = ops.reshape(take_columns(scores, 1, num_fg), (batch, num_rois, num_fg))
+        scores = ops.reshape(take_columns(scores, 1, num_fg), (batch, num_rois, num_fg))  # (B, R, K - 1)
         above = ops.logical_and(scores > self.score_thr, ops.expand_dims(roi_mask, 2))
-        scores = ops.reshape(scores * ops.cast(above, mstype.float32), (batch, -1))
+        scores = ops.reshape(scores * ops.cast(above, mstype.float32), (batch, -1))  # (B, R * (K - 1))
         num_above = ops.reduce_sum(ops.reshape(ops.cast(above, mstype.float32), (batch, -1)), 1)
-        best, index = self.top_k(scores, min(self.num_candidates, num_rois * num_fg))
+        best, index = self.top_k(scores, min(self.num_candidates, num_rois * num_fg))  # (B, M)
         index = ops.cast(index, mstype.int32)
         roi_index = index // num_fg
         if self.background_boxes:
             deltas = take_columns(ops.reshape(deltas, (batch * num_rois, -1)), 4, num_fg * 4)
-        deltas = take_rows(ops.reshape(deltas, (batch, num_rois * num_fg, 4)), index)
-        boxes = self.coder.decode(take_rows(rois, roi_index), deltas)
-        scale_h, scale_w = ops.Split(1, 2)(scale)
+        deltas = take_rows(ops.reshape(deltas, (batch, num_rois * num_fg, 4)), index)  # (B, M, 4)
+        boxes = self.coder.decode(take_rows(rois, roi_index), deltas)  # (B, M, 4)
+        scale_h, scale_w = ops.Split(1, 2)(scale)  # (B, 1)
         boxes = boxes / ops.expand_dims(ops.concat((scale_w, scale_h, scale_w, scale_h), axis=1), 1)
         return boxes, best, ops.cast(index - roi_index * num_fg, mstype.float32), num_above

@@ -1,6 +1,7 @@
 """ResNet-50/101/152 backbone; the residual block is passed in, because two kinds differ in where the stride sits."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor, lazy_inline, nn, ops
@@ -8,6 +9,9 @@ from mindspore import dtype as mstype
 from mindspore.ops.functional import tuple_getitem
 
 from src.FasterRcnn.winograd import Conv3x3
+
+# Arguments of the stem's max pool by ``stem_pool_pad``.
+_POOL_PADS: dict[str, dict[str, Any]] = {"same": {"pad_mode": "same"}, "symmetric": {"pad_mode": "pad", "padding": 1}}
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, winograd: bool = False) -> nn.Conv2d:
@@ -146,7 +150,7 @@ class ResidualBlock(nn.Cell):
             self.bn_down_sample = batch_norm(out_channels, norm_eval)
 
     def construct(self, x):
-        out = self.relu(self.normed(self.conv1, self.bn1, x))
+        out = self.relu(self.normed(self.conv1, self.bn1, x))  # (B, out_channels / 4, H, W), in v1 H / stride
         out = self.relu(self.normed(self.conv2, self.bn2, out))
         shortcut = self.normed(self.conv_down_sample, self.bn_down_sample, x) if self.down_sample else x
         return self.relu(self.add(self.normed(self.conv3, self.bn3, out), shortcut))
@@ -198,8 +202,7 @@ class ResNetFea(nn.Cell):
         self.conv1 = conv(3, 64, 7, 2)
         self.bn1 = batch_norm(64, norm_eval or frozen_stages >= 0)
         self.relu = ops.ReLU()
-        pool = {"same": {"pad_mode": "same"}, "symmetric": {"pad_mode": "pad", "padding": 1}}[stem_pool_pad]
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, **pool)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, **_POOL_PADS[stem_pool_pad])
         stages = [
             self._make_stage(
                 block,
@@ -242,8 +245,8 @@ class ResNetFea(nn.Cell):
                 param.requires_grad = False
 
     def construct(self, image):
-        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
-        c2 = self.layer1(self._cut(x, 0))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))  # (B, 64, H / 4, W / 4)
+        c2 = self.layer1(self._cut(x, 0))  # (B, out_channels[0], H / 4, W / 4)
         c3 = self.layer2(self._cut(c2, 1))
         c4 = self.layer3(self._cut(c3, 2))
         c5 = self.layer4(self._cut(c4, 3))

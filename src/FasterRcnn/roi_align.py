@@ -6,8 +6,9 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from src.FasterRcnn.counting import count_up
-from src.FasterRcnn.rows import reorder_rows
+from src.FasterRcnn.graph_ops import count_up
+from src.FasterRcnn.rows import map_sizes, pixel_rows, swap_last_axes
+from src.FasterRcnn.sparse_product import SparseProduct, entries_of
 
 # ops.ROIAlign leaves the output unwritten when |x1| and |x2| are both below this.
 _NATIVE_MIN_X = 1e-3
@@ -34,84 +35,6 @@ def roi_levels(rois, finest_scale: int, num_levels: int):
     return ops.cast(level, mstype.int32)
 
 
-def pixel_rows(features):
-    """Feature maps as one matrix with a row per pixel, for operators that pick pixels.
-
-    Args:
-        features (tuple of Tensor): (B, C, H_l, W_l) of each level.
-
-    Returns:
-        Tensor (P, C): level after level, in each image after image, in each row after row.
-    """
-    return ops.Concat()(ops.Map()(_PIXELS_FIRST, features))
-
-
-def map_sizes(features):
-    """Height and width of each of the feature maps (B, C, H_l, W_l), a tuple of pairs."""
-    return _last_axes(ops.Map()(ops.shape, features))
-
-
-@ops.constexpr
-def _last_axes(shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, int], ...]:
-    return tuple(shape[2:] for shape in shapes)
-
-
-class _Turn(nn.Cell):
-    """Swap the last two axes, the first of which is short.
-
-    ``ops.transpose`` keeps 8 bytes for every value that it moves. A matrix product with the identity does not, and is
-    faster. A value that is not finite spreads over the short axis.
-
-    Inputs: x, Tensor (N, short, long).
-    Outputs: Tensor (N, long, short).
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.turn = ops.BatchMatMul(transpose_a=True)
-        self.turn_back = ops.BatchMatMul(transpose_b=True)
-
-    def construct(self, x):
-        return self.turn(x, _identities(x.shape[0], x.shape[1]))
-
-    def bprop(self, x, out, dout):
-        return (self.back(dout),)
-
-    def back(self, turned):
-        """(N, long, short) to (N, short, long)."""
-        return self.turn_back(_identities(turned.shape[0], turned.shape[2]), turned)
-
-
-class _PixelsFirst(nn.Cell):
-    """A row per pixel instead of a map per channel: groups of channels are turned, then their rows are interleaved.
-
-    Inputs: feature, Tensor (B, C, H, W).
-    Outputs: Tensor (B * H * W, C).
-    """
-
-    GROUP = 32
-
-    def construct(self, feature):
-        batch, channels, height, width = feature.shape
-        group = self.GROUP if channels % self.GROUP == 0 else channels
-        rows = _TURN(ops.reshape(feature, (-1, group, height * width)))
-        rows = reorder_rows(rows, (batch, channels // group, height * width), (0, 2, 1))
-        return ops.reshape(rows, (-1, channels))
-
-    def bprop(self, feature, out, dout):
-        """The way back; the gradient of a gather would not know that its rows are all different."""
-        batch, channels, height, width = feature.shape
-        group = self.GROUP if channels % self.GROUP == 0 else channels
-        rows = reorder_rows(dout, (batch, height * width, channels // group), (0, 2, 1))
-        return (ops.reshape(_TURN.back(ops.reshape(rows, (-1, height * width, group))), feature.shape),)
-
-
-@ops.constexpr
-def _identities(count: int, size: int) -> Tensor:
-    """So many identity matrices, (count, size, size): the operator does not repeat one."""
-    return Tensor(np.tile(np.eye(size, dtype=np.float32), (count, 1, 1)))
-
-
 class SingleRoIExtractor(nn.Cell):
     """Pool each RoI to a fixed grid from the pyramid level of its size (He et al. 2017).
 
@@ -130,8 +53,8 @@ class SingleRoIExtractor(nn.Cell):
     Inputs:
         - **rois** (Tensor) - (B, R, 4) float32 xyxy in pixels of the canvas. No gradient flows to them.
         - **features** (tuple of Tensor) - one (B, C, H_l, W_l) per stride; more, coarser ones are not pooled from.
-        - **pixels** (Tensor | None) - :func:`pixel_rows` of the features, where others need them too; the sparse
-          product takes them from the features otherwise.
+        - **pixels** (Tensor | None) - (P, C), the features as :func:`src.FasterRcnn.rows.pixel_rows`, where others need
+          these too; the sparse product makes them itself otherwise.
 
     Outputs:
         Tensor (B * R, C, out_size, out_size), rows in the order of the images. Padding rows pool the top left corner.
@@ -150,7 +73,7 @@ class SingleRoIExtractor(nn.Cell):
 
     def construct(self, rois, features, pixels=None):
         rois = ops.stop_gradient(rois)
-        levels = roi_levels(rois, self.finest_scale, self.num_levels)
+        levels = roi_levels(rois, self.finest_scale, self.num_levels)  # (B, R)
         return self.pool(rois, levels, features[: self.num_levels], pixels)
 
 
@@ -164,15 +87,15 @@ class _NativeRoIAlign(nn.Cell):
     def construct(self, rois, levels, features, pixels):
         batch, num_rois, _ = rois.shape
         image = ops.reshape(count_up(batch), (batch, 1, 1))
-        image = ops.cast(ops.broadcast_to(image, (batch, num_rois, 1)), rois.dtype)
+        image = ops.cast(ops.broadcast_to(image, (batch, num_rois, 1)), rois.dtype)  # (B, R, 1)
         # Degenerate boxes at the left border (padding among them) hit the operator's unwritten output.
         x1, y1, x2, y2 = ops.Split(2, 4)(rois)
         unwritten = ops.logical_and(ops.abs(x1) < _NATIVE_MIN_X, ops.abs(x2) < _NATIVE_MIN_X)
         x2 = ops.where(unwritten, _NATIVE_MIN_X, x2)
-        rows = ops.reshape(ops.concat((image, x1, y1, x2, y2), axis=2), (-1, 5))
+        rows = ops.reshape(ops.concat((image, x1, y1, x2, y2), axis=2), (-1, 5))  # (B * R, 5)
         levels = ops.reshape(levels, (-1, 1, 1, 1))
         # The operator wants one type for both, and float16 holds coordinates above 1024 to the pixel only.
-        pooled = self.pools[0](ops.cast(features[0], rois.dtype), rows)
+        pooled = self.pools[0](ops.cast(features[0], rois.dtype), rows)  # (B * R, C, out_size, out_size)
         for level in range(1, len(self.pools)):
             pooled = ops.where(levels == level, self.pools[level](ops.cast(features[level], rois.dtype), rows), pooled)
         return pooled
@@ -202,25 +125,25 @@ class _SparseRoIAlign(nn.Cell):
         batch, num_rois, _ = rois.shape
         channels = features[0].shape[1]
         if pixels is None:
-            pixels = pixel_rows(features)
+            pixels = pixel_rows(features)  # (P, C)
         columns, weights = self.taps(rois, levels, features)
-        entries, values = entries_of(columns, weights)
-        pooled = self.product(entries, values, pixels, columns.shape[0])
+        entries, values = entries_of(columns, weights)  # (E, 2), (E,)
+        pooled = self.product(entries, values, pixels, columns.shape[0])  # (B * R * bins, C)
         pooled = ops.reshape(pooled, (batch * num_rois, self.out_size * self.out_size, channels))
-        return ops.reshape(_TURN(pooled), (batch * num_rois, channels, self.out_size, self.out_size))
+        return ops.reshape(swap_last_axes(pooled), (batch * num_rois, channels, self.out_size, self.out_size))
 
     def taps(self, rois, levels, features):
         """Columns and weights of each bin's taps: (B * R * bins, taps * taps), int32 and float32."""
         batch, num_rois, _ = rois.shape
         width, height, scale, first_pixel = self.level_geometry(levels, features, batch)
-        begin, end = ops.Split(2, 2)(rois)
-        pixels, weights = self.axis_taps(begin, end, scale, ops.Concat(2)((width, height)))
-        columns_x, columns_y = ops.Split(2, 2)(pixels)
+        begin, end = ops.Split(2, 2)(rois)  # (B, R, 2)
+        taps, weights = self.axis_taps(begin, end, scale, ops.Concat(2)((width, height)))
+        taps_x, taps_y = ops.Split(2, 2)(taps)  # (B, R, 1, out_size * taps)
         weights_x, weights_y = ops.Split(2, 2)(weights)
-        columns_y = ops.expand_dims(first_pixel, 3) + columns_y * ops.expand_dims(width, 3)
+        first_column = ops.expand_dims(first_pixel, 3) + taps_y * ops.expand_dims(width, 3)  # of the tap's row
         rows_shape = (batch * num_rois, self.out_size, 1, self.num_taps, 1)
         cols_shape = (batch * num_rois, 1, self.out_size, 1, self.num_taps)
-        columns = ops.reshape(columns_y, rows_shape) + ops.reshape(columns_x, cols_shape)
+        columns = ops.reshape(first_column, rows_shape) + ops.reshape(taps_x, cols_shape)
         weights = ops.reshape(weights_y, rows_shape) * ops.reshape(weights_x, cols_shape)
         taps_shape = (-1, self.num_taps * self.num_taps)
         return ops.reshape(ops.cast(columns, mstype.int32), taps_shape), ops.reshape(weights, taps_shape)
@@ -230,13 +153,13 @@ class _SparseRoIAlign(nn.Cell):
 
         Column numbers stay below 2**24 (165 images of 768 x 1280), where float32 counts exactly.
         """
-        geometry = ops.gather(_maps(map_sizes(features), self.strides, batch), levels, 0)
+        geometry = ops.gather(_maps(map_sizes(features), self.strides, batch), levels, 0)  # (B, R, 5)
         width, height, scale, first_pixel, map_size = ops.Split(2, 5)(geometry)
         image = ops.cast(ops.reshape(count_up(batch), (batch, 1, 1)), mstype.float32)
         return width, height, scale, first_pixel + image * map_size
 
     def axis_taps(self, begin, end, scale, size):
-        """Pixels and weights along both axes.
+        """Pixels that the bins take along each axis, by number, and their weights.
 
         Args:
             begin, end (Tensor): (B, R, 2) first and last pixel of the RoI, x and y.
@@ -244,104 +167,59 @@ class _SparseRoIAlign(nn.Cell):
             size (Tensor): (B, R, 2) its pixels along x and y.
 
         Returns:
-            two Tensors (B, R, 2, out_size * taps): pixel numbers (whole float32) and weights, sample_num * 2 a bin. A
-            bin's first tap on a pixel has the weights of all its taps there, the others have 0.
+            two Tensors (B, R, 2, out_size * taps): pixel numbers (float32 without fractions) and weights, sample_num *
+            2 a bin. A bin's first tap on a pixel has the weights of all its taps there, the others have 0.
         """
+        size = ops.reshape(size, (*begin.shape, 1))  # (B, R, 2, 1)
+        taps, weights = self.bilinear(self.samples(begin, end, scale), size)
+        bins = (*begin.shape, self.out_size, 1, self.num_taps)
+        taps = ops.reshape(taps, bins)
+        weights = self.merge(taps, ops.reshape(weights, bins))
+        shape = (*begin.shape, self.out_size * self.num_taps)
+        return ops.reshape(taps, shape), ops.reshape(weights, shape)
+
+    def samples(self, begin, end, scale):
+        """Where the samples lie along each axis, (B, R, 2, out_size * sample_num), in pixels of the map."""
         axes = (*begin.shape, 1)
-        begin = begin * scale
+        begin = begin * scale  # (B, R, 2)
         bin_size = ((end + 1) * scale - begin) / self.out_size
-        position = ops.reshape(begin, axes) + self.sample_offsets * ops.reshape(bin_size, axes)
-        size = ops.reshape(size, axes)
+        return ops.reshape(begin, axes) + self.sample_offsets * ops.reshape(bin_size, axes)
+
+    def bilinear(self, position, size):
+        """The two pixels beside each sample and their weights, (B, R, 2, out_size * sample_num, 2) each.
+
+        A sample more than a pixel outside the map has weights of 0.
+        """
         inside = ops.cast(ops.logical_and(position >= -1.0, position <= size), mstype.float32)
         position = ops.minimum(ops.maximum(position, 0.0), size - 1)
         low = ops.floor(position)
         high = ops.minimum(low + 1, size - 1)
         fraction = position - low
-        bins = (*begin.shape, self.out_size, 1, self.num_taps)
-        pixel = ops.reshape(ops.stack((low, high), axis=-1), bins)
-        weight = ops.stack((inside * (1 - fraction), inside * fraction), axis=-1) * self.sample_weight
-        weight = self.on_first_tap(pixel, ops.reshape(weight, bins))
-        shape = (*begin.shape, self.out_size * self.num_taps)
-        return ops.reshape(pixel, shape), ops.reshape(weight, shape)
+        weights = ops.stack((inside * (1 - fraction), inside * fraction), axis=-1) * self.sample_weight
+        return ops.stack((low, high), axis=-1), weights
 
-    def on_first_tap(self, pixel, weight):
+    def merge(self, taps, weights):
         """Give the weights of a bin's taps on one pixel to the first of them, 0 to the others.
 
         Most samples lie less than two pixels apart and share pixels, so that many weights become 0.
 
         Args:
-            pixel, weight (Tensor): (B, R, 2, out_size, 1, taps).
+            taps, weights (Tensor): (B, R, 2, out_size, 1, taps).
 
         Returns:
             Tensor (B, R, 2, out_size, taps).
         """
-        same = ops.cast(ops.reshape(pixel, (*pixel.shape[:4], self.num_taps, 1)) == pixel, mstype.float32)
+        same = ops.reshape(taps, (*taps.shape[:4], self.num_taps, 1)) == taps  # (B, R, 2, out_size, taps, taps)
+        same = ops.cast(same, mstype.float32)
         first = ops.cast(ops.reduce_sum(same * self.earlier, -1) == 0, mstype.float32)
-        return first * ops.reduce_sum(same * weight, -1)
+        return first * ops.reduce_sum(same * weights, -1)
 
 
 @ops.constexpr
 def _maps(sizes: Sequence[tuple[int, int]], strides: Sequence[int], batch: int) -> Tensor:
-    """Width, height, scale, first row in :func:`pixel_rows` and size of each level's map, (levels, 5) float32."""
+    """Width, height, scale, first row in ``pixel_rows`` and size of each level's map, (levels, 5) float32."""
     rows, first = [], 0
     for (height, width), stride in zip(sizes, strides, strict=True):
         rows.append((width, height, 1.0 / stride, first, height * width))
         first += batch * height * width
     return Tensor(rows, mstype.float32)
-
-
-class SparseProduct(nn.Cell):
-    """Sparse matrix times dense matrix, with a gradient to the dense one only.
-
-    The operator's own derivative would also gather a row of the dense matrix for every entry.
-
-    Inputs:
-        - **entries** (Tensor) - (E, 2) int32 row and column of each entry, see :func:`entries_of`.
-        - **values** (Tensor) - (E,) float32.
-        - **dense** (Tensor) - (P, C).
-        - **num_rows** (int) - rows of the sparse matrix.
-
-    Outputs:
-        Tensor (num_rows, C).
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.multiply = ops.SparseTensorDenseMatmul()
-        self.multiply_transposed = ops.SparseTensorDenseMatmul(adjoint_st=True)
-
-    def construct(self, entries, values, dense, num_rows):
-        return self.multiply(entries, values, _matrix_shape(num_rows, dense.shape[0]), dense)
-
-    def bprop(self, entries, values, dense, num_rows, out, dout):
-        """Gradients of the inputs: that of the dense matrix is the product with the transposed sparse one."""
-        gradient = self.multiply_transposed(entries, values, _matrix_shape(num_rows, dense.shape[0]), dout)
-        return ops.zeros_like(entries), ops.zeros_like(values), gradient, 0
-
-
-@ops.constexpr
-def _matrix_shape(num_rows: int, num_columns: int) -> Tensor:
-    """Shape of a sparse matrix; the operator takes a tuple only where the number of entries is known beforehand."""
-    return Tensor((num_rows, num_columns), mstype.int64)
-
-
-def entries_of(columns, weights):
-    """Entries of a sparse matrix that are not 0, row after row: the operator's time is their number.
-
-    Args:
-        columns (Tensor): (R, T) int32 columns in each row.
-        weights (Tensor): (R, T) float32, many of them 0.
-
-    Returns:
-        two Tensors: row and column (E, 2) int32, and value (E,), 0 <= E <= R * T.
-    """
-    num_rows, _ = columns.shape
-    rows = ops.broadcast_to(ops.reshape(count_up(num_rows), (num_rows, 1)), columns.shape)
-    keep = weights != 0
-    places = ops.stack((ops.masked_select(rows, keep), ops.masked_select(columns, keep)), axis=1)
-    return places, ops.masked_select(weights, keep)
-
-
-# One for all: they have no state, and MindSpore reads the Python of each cell anew.
-_TURN = _Turn()
-_PIXELS_FIRST = _PixelsFirst()

@@ -6,33 +6,11 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import Normal
-from mindspore.ops.functional import tuple_getitem
 
 from src.FasterRcnn.bbox_assign_sample import BboxAssignSample
-from src.FasterRcnn.counting import count_up
-from src.FasterRcnn.roi_align import map_sizes
-from src.FasterRcnn.target_assign import take_columns, take_rows
+from src.FasterRcnn.graph_ops import after, count_up, smooth_l1, take_columns, take_rows, unzip
+from src.FasterRcnn.rows import map_sizes, pixel_rows
 from src.FasterRcnn.winograd import Conv3x3
-
-
-def smooth_l1(difference, beta: float):
-    """Smooth L1 (Girshick 2015), elementwise: 0.5 * d**2 / beta below beta, |d| - beta / 2 above."""
-    distance = ops.abs(difference)
-    return ops.where(distance < beta, 0.5 / beta * distance * distance, distance - 0.5 * beta)
-
-
-def unzip(pairs):
-    """Pairs (a, b), one per level, as a tuple of all a and one of all b."""
-    # Not a loop that adds to tuples: every sum is a small graph to compile.
-    return ops.Map()(_first, pairs), ops.Map()(_second, pairs)
-
-
-def _first(pair):
-    return tuple_getitem(pair, 0)
-
-
-def _second(pair):
-    return tuple_getitem(pair, 1)
 
 
 class RpnRegClsBlock(nn.Cell):
@@ -57,7 +35,7 @@ class RpnRegClsBlock(nn.Cell):
         self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1, pad_mode="valid", **init)
 
     def construct(self, feature):
-        x = self.relu(self.rpn_conv(feature))
+        x = self.relu(self.rpn_conv(feature))  # (B, feat_channels, H, W)
         batch = x.shape[0]
         logits = ops.reshape(ops.transpose(self.rpn_cls(x), (0, 2, 3, 1)), (batch, -1))
         deltas = ops.reshape(ops.transpose(self.rpn_reg(x), (0, 2, 3, 1)), (batch, -1, 4))
@@ -74,8 +52,8 @@ class RpnRegClsBlock(nn.Cell):
         """
         num_cells, _, channels = patches.shape
         weight = ops.reshape(ops.transpose(self.rpn_conv.weight, (2, 3, 1, 0)), (9 * channels, -1))
-        x = ops.BiasAdd()(ops.MatMul()(ops.reshape(patches, (num_cells, -1)), weight), self.rpn_conv.bias)
-        x = ops.reshape(self.relu(x), (num_cells, -1, 1, 1))
+        x = ops.MatMul()(ops.reshape(patches, (num_cells, -1)), weight)  # (N, feat_channels)
+        x = ops.reshape(self.relu(ops.BiasAdd()(x, self.rpn_conv.bias)), (num_cells, -1, 1, 1))
         return ops.reshape(self.rpn_cls(x), (num_cells, -1)), ops.reshape(self.rpn_reg(x), (num_cells, -1, 4))
 
 
@@ -83,7 +61,7 @@ class CellPatches(nn.Cell):
     """The 3 x 3 pixels around some cells, with a gradient to the pixels.
 
     Inputs:
-        - **pixels** (Tensor) - (P, C), :func:`src.FasterRcnn.roi_align.pixel_rows` of the feature maps.
+        - **pixels** (Tensor) - (P, C), :func:`src.FasterRcnn.rows.pixel_rows` of the feature maps.
         - **cells** (Tensor) - (B, S) int32 numbers of cells, counted over all levels: level, row, column.
         - **sizes** (tuple) - height and width of each level's map, plain numbers.
 
@@ -100,10 +78,10 @@ class CellPatches(nn.Cell):
         image = ops.reshape(count_up(batch), (batch, 1, 1))
         neighbours, map_size = _neighbours(sizes, batch)
         # Negative beyond the map in every image.
-        columns = ops.gather(neighbours, cells, 0) + image * ops.gather(map_size, cells, 0)
-        columns = ops.reshape(columns, (-1, 1))
-        patches, pixels = self.share(pixels, ops.relu(columns))
-        patches = patches * ops.broadcast_to(ops.cast(columns >= 0, pixels.dtype), patches.shape)
+        rows = ops.gather(neighbours, cells, 0) + image * ops.gather(map_size, cells, 0)  # (B, S, 9)
+        rows = ops.reshape(rows, (-1, 1))  # (B * S * 9, 1)
+        patches, pixels = self.share(pixels, ops.relu(rows))  # (B * S * 9, C), (P, C)
+        patches = patches * ops.broadcast_to(ops.cast(rows >= 0, pixels.dtype), patches.shape)
         return ops.reshape(patches, (batch * num_cells, 9, -1)), pixels
 
 
@@ -158,6 +136,8 @@ class RPN(nn.Cell):
         in_channels, feat_channels, num_anchors (int): see :class:`RpnRegClsBlock`.
         assign (BboxAssignSample): targets of the losses.
         winograd (bool): see :class:`src.FasterRcnn.winograd.Conv3x3`.
+        sparse_gradient (bool): in training, let gradients flow through the sampled anchors alone (CPU) instead of the
+            dense outputs (Ascend, GPU). THE one switch between the two; both give the same numbers to rounding.
 
     Inputs: features, tuple of Tensor (B, in_channels, H_l, W_l).
     Outputs: tuples of logits (B, N_l) and of deltas (B, N_l, 4), one entry per level; float16
@@ -168,17 +148,44 @@ class RPN(nn.Cell):
     REG_BETA = 1.0 / 9.0
 
     def __init__(
-        self, in_channels: int, feat_channels: int, num_anchors: int, assign: BboxAssignSample, winograd: bool = False
+        self,
+        in_channels: int,
+        feat_channels: int,
+        num_anchors: int,
+        assign: BboxAssignSample,
+        winograd: bool = False,
+        sparse_gradient: bool = False,
     ):
         super().__init__()
         # One head for all levels; the list is part of the parameter names.
         self.rpn_convs_list = nn.CellList([RpnRegClsBlock(in_channels, feat_channels, num_anchors, winograd)])
         self.assign = assign
         self.num_anchors = num_anchors
+        self.sparse_gradient = sparse_gradient
         self.cell_patches = CellPatches()
 
     def construct(self, features):
         return unzip(ops.Map()(self.rpn_convs_list[0], features))
+
+    def with_losses(self, features, gt_boxes, gt_valid):
+        """Outputs and losses of a training step.
+
+        Args:
+            features (tuple of Tensor): inputs of the RPN.
+            gt_boxes, gt_valid (Tensor): as in :meth:`losses`.
+
+        Returns:
+            logits and deltas, outputs of the RPN, of which only the losses have a gradient where it is sparse; the two
+            scalars of :meth:`losses`; and, where the gradient is sparse, the features as rows of pixels, which others
+            take instead of their own, or None: gradients of all uses meet in one array.
+        """
+        if not self.sparse_gradient:
+            logits, deltas = self.construct(features)
+            return logits, deltas, *self.losses(logits, deltas, gt_boxes, gt_valid), None
+        logits, deltas = self.construct(ops.stop_gradient(features))
+        # Dense head and rows both copy all levels. "stop_gradient", or the head would be differentiated with zeros.
+        pixels = pixel_rows(after(features, ops.stop_gradient(logits)))  # (P, C)
+        return logits, deltas, *self.losses_at_samples(features, pixels, gt_boxes, gt_valid)
 
     def losses(self, logits, deltas, gt_boxes, gt_valid):
         """Classification and regression loss (Ren et al. 2015, equation 1).
@@ -194,8 +201,8 @@ class RPN(nn.Cell):
         """
         targets = self.targets(gt_boxes, gt_valid)
         index, num_pos = targets[0], targets[3].shape[1]
-        logits = ops.gather_elements(ops.cast(ops.concat(logits, axis=1), mstype.float32), 1, index)
-        deltas = take_rows(ops.concat(deltas, axis=1), take_columns(index, 0, num_pos))
+        logits = ops.gather_elements(ops.cast(ops.concat(logits, axis=1), mstype.float32), 1, index)  # (B, S)
+        deltas = take_rows(ops.concat(deltas, axis=1), take_columns(index, 0, num_pos))  # (B, num_pos, 4)
         return self.sampled_losses(logits, deltas, targets)
 
     def losses_at_samples(self, features, pixels, gt_boxes, gt_valid):
@@ -207,7 +214,7 @@ class RPN(nn.Cell):
 
         Args:
             features (tuple of Tensor): (B, C, H_l, W_l), inputs of the RPN; for their sizes.
-            pixels (Tensor): :func:`src.FasterRcnn.roi_align.pixel_rows` of them.
+            pixels (Tensor): :func:`src.FasterRcnn.rows.pixel_rows` of them.
             gt_boxes, gt_valid (Tensor): as in :meth:`losses`.
 
         Returns:
@@ -217,14 +224,14 @@ class RPN(nn.Cell):
         targets = self.targets(gt_boxes, gt_valid)
         index, num_pos = targets[0], targets[3].shape[1]
         batch, num_samples = index.shape
-        cells = index // self.num_anchors
-        patches, pixels = self.cell_patches(pixels, cells, map_sizes(features))
-        logits, deltas = self.rpn_convs_list[0].at_cells(patches)
+        cells = index // self.num_anchors  # (B, S)
+        patches, pixels = self.cell_patches(pixels, cells, map_sizes(features))  # (B * S, 9, C), (P, C)
+        logits, deltas = self.rpn_convs_list[0].at_cells(patches)  # (B * S, A), (B * S, A, 4)
         anchor = ops.reshape(index - cells * self.num_anchors, (batch * num_samples, 1))
         logits = ops.reshape(ops.gather_elements(logits, 1, anchor), (batch, num_samples))
         rows = ops.reshape(count_up(batch * num_samples), (-1, 1)) * self.num_anchors + anchor
         rows = take_columns(ops.reshape(rows, (batch, num_samples)), 0, num_pos)
-        deltas = ops.gather(ops.reshape(deltas, (-1, 4)), rows, 0)
+        deltas = ops.gather(ops.reshape(deltas, (-1, 4)), rows, 0)  # (B, num_pos, 4)
         return *self.sampled_losses(logits, deltas, targets), pixels
 
     def targets(self, gt_boxes, gt_valid):
@@ -238,6 +245,6 @@ class RPN(nn.Cell):
         batch, num_pos, _ = target_deltas.shape
         normaliser = (index.shape[1] - num_pos) * batch
         cls_loss = ops.binary_cross_entropy_with_logits(logits, labels, valid, ops.ones_like(logits), "sum")
-        reg_loss = smooth_l1(ops.cast(deltas, mstype.float32) - target_deltas, self.REG_BETA)
+        reg_loss = smooth_l1(ops.cast(deltas, mstype.float32) - target_deltas, self.REG_BETA)  # (B, num_pos, 4)
         reg_loss = ops.reduce_sum(reg_loss * ops.expand_dims(take_columns(labels, 0, num_pos), 2))
         return cls_loss / normaliser, reg_loss / normaliser

@@ -6,9 +6,9 @@ import numpy as np
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
-from src.FasterRcnn.counting import count_up
+from src.FasterRcnn.graph_ops import count_up, smaller
 
-# Values of ``matched_gt`` that are no ground truth's number.
+# Values of ``matched_gt`` that are not the number of a ground truth.
 NEGATIVE = -1
 IGNORED = -2
 # Makes the smallest difference of two IoUs larger than the number of any ground truth.
@@ -33,21 +33,21 @@ def match(iou, pos_iou_thr: float, neg_iou_thr: float, min_pos_iou: float):
         Tensor (B, N) int32, number of the matched ground truth, NEGATIVE or IGNORED.
     """
     batch, num_gts, num_candidates = iou.shape
-    best_gt, best_iou = ops.ArgMaxWithValue(axis=1)(iou)
+    best_gt, best_iou = ops.ArgMaxWithValue(axis=1)(iou)  # (B, N)
     best_gt = ops.cast(best_gt, mstype.float32)
     matched = ops.where(best_iou < neg_iou_thr, float(NEGATIVE), float(IGNORED))
     matched = ops.where(best_iou >= pos_iou_thr, best_gt, matched)
     # Not ReduceMax, which is several times slower on CPU.
-    _, best_of_gt = ops.ArgMaxWithValue(axis=2)(iou)
-    # 2 is no IoU, so ground truths without a good candidate tie with none.
+    _, best_of_gt = ops.ArgMaxWithValue(axis=2)(iou)  # (B, G)
+    # 2 is not an IoU, so ground truths without a good candidate tie with none.
     best_of_gt = ops.where(best_of_gt >= min_pos_iou, best_of_gt, 2.0)
     number = ops.broadcast_to(ops.cast(count_up(num_gts) + 1, mstype.float32), (batch, num_gts))
     # The ground truth's number where the candidate ties with its best, far below 0 elsewhere. BiasAdd, because sums
     # with broadcasting keep two lists of 64-bit indices as long as their output on CPU, 900 MB here.
     rows = ops.reshape(iou, (1, batch * num_gts, num_candidates, 1))
     rows = ops.BiasAdd()(rows, ops.reshape(-best_of_gt, (-1,)))
-    claims = ops.BiasAdd()(rows * BEYOND_NUMBERS, ops.reshape(number, (-1,)))
-    _, last_claim = ops.ArgMaxWithValue(axis=1)(ops.reshape(claims, iou.shape))
+    claims = ops.BiasAdd()(rows * BEYOND_NUMBERS, ops.reshape(number, (-1,)))  # (1, B * G, N, 1)
+    _, last_claim = ops.ArgMaxWithValue(axis=1)(ops.reshape(claims, iou.shape))  # (B, N)
     matched = ops.where(last_claim > 0, last_claim - 1, matched)
     return ops.cast(matched, mstype.int32)
 
@@ -84,20 +84,14 @@ class RandomSample(nn.Cell):
 
     def construct(self, candidates):
         keys = self.uniform(candidates.shape) + 1.0
-        keys = keys * ops.cast(candidates, mstype.float32)
-        available = _smaller(self.count, candidates.shape[1])
-        key, index = self.top_k(keys, available)
+        keys = keys * ops.cast(candidates, mstype.float32)  # (B, N), 0 where not marked
+        available = smaller(self.count, candidates.shape[1])
+        key, index = self.top_k(keys, available)  # (B, available)
         index = ops.cast(index, mstype.int32)
         if available < self.count:
             padding = ((0, 0), (0, self.count - available))
             key, index = ops.Pad(padding)(key), ops.Pad(padding)(index)
         return index, key > 0
-
-
-@ops.constexpr
-def _smaller(first: int, second: int) -> int:
-    """``min``, which is written in Python and takes long to compile."""
-    return min(first, second)
 
 
 class PosNegSample(nn.Cell):
@@ -126,32 +120,8 @@ class PosNegSample(nn.Cell):
         pos_index, is_pos = self.sample_pos(matched_gt >= 0)
         neg_index, is_neg = self.sample_neg(matched_gt == NEGATIVE)
         num_pos = ops.reduce_sum(ops.cast(is_pos, mstype.float32), 1)
-        room = ops.expand_dims(self.num_total - num_pos, 1)
+        room = ops.expand_dims(self.num_total - num_pos, 1)  # (B, 1)
         slot = ops.cast(count_up(self.num_neg), mstype.float32)
         is_neg = ops.logical_and(is_neg, slot < room)
         pos_mask = self.join((is_pos, ops.zeros_like(is_neg)))
         return self.join((pos_index, neg_index)), pos_mask, self.join((is_pos, is_neg))
-
-
-def take_columns(x, first: int, count: int):
-    """Columns of a tensor: (..., N) to (..., count). ``x[..., first:first + count]`` would compile far longer."""
-    return _SLICE(x, (0,) * (len(x.shape) - 1) + (first,), x.shape[:-1] + (count,))
-
-
-def take_rows(rows, index):
-    """Pick rows per image.
-
-    Args:
-        rows (Tensor): (B, N, D).
-        index (Tensor): (B, S) int32 row numbers.
-
-    Returns:
-        Tensor (B, S, D).
-    """
-    batch, num_rows, width = rows.shape
-    first = ops.reshape(count_up(batch) * num_rows, (batch, 1))
-    flat = ops.reshape(index + first, (-1,))
-    return ops.reshape(ops.gather(ops.reshape(rows, (-1, width)), flat, 0), (batch, index.shape[1], width))
-
-
-_SLICE = ops.Slice()

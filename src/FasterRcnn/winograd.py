@@ -5,8 +5,8 @@ import math
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
-from mindspore.ops.functional import tuple_getitem
 
+from src.FasterRcnn.graph_ops import after
 from src.FasterRcnn.rows import reorder_rows
 
 # Outputs of a tile along one axis.
@@ -141,11 +141,11 @@ class _ByValues(nn.Cell):
         # Of every group the transforms of data, filters and outputs.
         self.groups = tuple(
             (
-                Tensor(of_data.reshape(-1, 1, size, size), mstype.float32),
-                Tensor(of_filters, mstype.float32),
-                Tensor(of_outputs.reshape(-1, 1, _OUT, _OUT), mstype.float32),
+                Tensor(data_transform.reshape(-1, 1, size, size), mstype.float32),
+                Tensor(filter_transform, mstype.float32),
+                Tensor(output_transform.reshape(-1, 1, _OUT, _OUT), mstype.float32),
             )
-            for of_data, of_filters, of_outputs in zip(*parts, strict=True)
+            for data_transform, filter_transform, output_transform in zip(*parts, strict=True)
         )
         # Transforms are convolutions of single channels with a tile's stride; below each, its transpose.
         channels = size**2 // groups
@@ -164,75 +164,75 @@ class _ByValues(nn.Cell):
 
     def construct(self, x, weight):
         outs = ()
-        for piece in _pieces(x.shape, self.stride):
-            maps = self.taken(x, piece, outs)
+        for images in _parts(x.shape, self.stride):
+            maps = self.slice_after(x, images, outs)
             batch, _, height, width = maps.shape
             shape = (batch, weight.shape[0], height // self.stride, width // self.stride)
-            out = ()
-            for of_data, of_filters, of_outputs in self.groups:
-                values = self.split(self.from_pixels, of_data, ops.depend(maps, out))
-                products = self.multiply(self.filters(weight, of_filters), values)
-                out = self.added(out, self.join(self.to_pixels, of_outputs, products, shape, shape[2] // _OUT))
-            outs += out
-        return self.together(outs)
+            out = None
+            for data_transform, filter_transform, output_transform in self.groups:
+                values = self.to_values(self.from_pixels, data_transform, after(maps, out))  # (V, C, B * tiles)
+                products = self.multiply(self.filter_values(weight, filter_transform), values)  # (V, D, B * tiles)
+                part = self.from_values(self.to_pixels, output_transform, products, shape, shape[2] // _OUT)
+                out = self.accumulate(out, part)  # (B, D, H / stride, W / stride)
+            outs += (out,)
+        return self.joined(outs)
 
     def bprop(self, x, weight, out, dout):
         dxs, dweights = (), ()
-        for piece in _pieces(x.shape, self.stride):
-            dmaps = self.taken(dout, piece, dxs)
-            dx = ()
-            for of_data, of_filters, of_outputs in self.groups:
-                products = self.split(self.to_pixels_transposed, of_outputs, ops.depend(dmaps, dx))
-                # Behind the backward pass so far; the values of the forward pass would be kept otherwise.
-                maps = self.taken(x, piece, products)
-                values = self.split(self.from_pixels, of_data, maps)
-                dfilters = self.multiply_second_transposed(products, values)
-                # And the next behind these, or both pairs of large arrays would be in memory at once.
-                filters = self.filters(ops.depend(weight, dfilters), of_filters)
-                dvalues = self.multiply_first_transposed(filters, products)
-                dx = self.added(
-                    dx, self.join(self.from_pixels_transposed, of_data, dvalues, maps.shape, dmaps.shape[2] // _OUT)
-                )
-                dfilters = ops.reshape(dfilters, (of_filters.shape[0], -1))
-                dweights += (self.transform_filters_transposed(dfilters, of_filters),)
-            dxs += dx
-        return self.together(dxs), ops.reshape(self.add(dweights), weight.shape)
+        for images in _parts(x.shape, self.stride):
+            dmaps = self.slice_after(dout, images, dxs)
+            dx = None
+            for data_transform, filter_transform, output_transform in self.groups:
+                products = self.to_values(self.to_pixels_transposed, output_transform, after(dmaps, dx))
+                # Or the values of the forward pass would be kept.
+                maps = self.slice_after(x, images, products)
+                values = self.to_values(self.from_pixels, data_transform, maps)  # (V, C, B * tiles)
+                dfilters = self.multiply_second_transposed(products, values)  # (V, D, C)
+                # Or both pairs of large arrays would be in memory at once.
+                filters = self.filter_values(after(weight, dfilters), filter_transform)  # (V, D, C)
+                dvalues = self.multiply_first_transposed(filters, products)  # (V, C, B * tiles)
+                tile_rows = dmaps.shape[2] // _OUT
+                part = self.from_values(self.from_pixels_transposed, data_transform, dvalues, maps.shape, tile_rows)
+                dx = self.accumulate(dx, part)  # (B, C, H, W)
+                dfilters = ops.reshape(dfilters, (filter_transform.shape[0], -1))
+                dweights += (self.transform_filters_transposed(dfilters, filter_transform),)
+            dxs += (dx,)
+        return self.joined(dxs), ops.reshape(self.add(dweights), weight.shape)
 
-    def added(self, total, part):
-        """The total so far, nothing or one tensor, and another part."""
-        return (part,) if len(total) == 0 else (tuple_getitem(total, 0) + part,)
+    def accumulate(self, total, part):
+        """The sum of the parts so far, None before the first, and another part."""
+        return part if total is None else total + part
 
-    def taken(self, maps, piece, after):
-        """Images from the first to before the last, when what they come after is computed."""
-        first, last = piece
-        maps = ops.depend(maps, after)
-        return (
-            maps
-            if last - first == maps.shape[0]
-            else self.slice(maps, (first, 0, 0, 0), (last - first, *maps.shape[1:]))
-        )
+    def slice_after(self, maps, images, done):
+        """Images from the first to before the last, not before what is done."""
+        first, last = images
+        maps = after(maps, done)
+        if last - first == maps.shape[0]:
+            return maps
+        return self.slice(maps, (first, 0, 0, 0), (last - first, *maps.shape[1:]))
 
-    def together(self, pieces):
-        return pieces[0] if len(pieces) == 1 else self.concat(pieces)
+    def joined(self, parts):
+        """All images again."""
+        return parts[0] if len(parts) == 1 else self.concat(parts)
 
-    def filters(self, weight, transform):
+    def filter_values(self, weight, transform):
         """Every filter as V values of a group: (D, C, 3, 3) to (V, D, C)."""
         values = self.transform_filters(transform, ops.reshape(weight, (-1, 9)))
         return ops.reshape(values, (-1, *weight.shape[:2]))
 
-    def split(self, convolve, transform, maps):
+    def to_values(self, convolve, transform, maps):
         """Every tile as V values: (B, C, H, W) to (V, C, B * tiles)."""
         batch, channels, height, width = maps.shape
         num_values = transform.shape[0]
-        values = convolve(ops.reshape(maps, (-1, 1, height, width)), transform)
-        values = reorder_rows(values, (batch, channels, num_values), (2, 1, 0))
+        values = convolve(ops.reshape(maps, (-1, 1, height, width)), transform)  # (B * C, V, tile rows, tile columns)
+        values = reorder_rows(values, (batch, channels, num_values), (2, 1, 0))  # (V * C * B, tiles)
         return ops.reshape(values, (num_values, channels, -1))
 
-    def join(self, convolve, transform, values, shape, tile_rows):
+    def from_values(self, convolve, transform, values, shape, tile_rows):
         """The way back: (V, C, B * tiles) to (B, C, H, W), the shape, of so many rows of tiles."""
         batch, channels, height, width = shape
         num_values = transform.shape[0]
-        values = reorder_rows(values, (num_values, channels, batch), (2, 1, 0))
+        values = reorder_rows(values, (num_values, channels, batch), (2, 1, 0))  # (B * C * V, tiles)
         values = ops.reshape(values, (batch * channels, num_values, tile_rows, -1))
         maps = convolve(values, transform, (batch * channels, 1, height, width))
         return ops.reshape(maps, shape)
@@ -253,7 +253,7 @@ def _kind(shape: tuple[int, ...], stride: int) -> int:
 
 
 @ops.constexpr
-def _pieces(shape: tuple[int, ...], stride: int) -> tuple[tuple[int, int], ...]:
+def _parts(shape: tuple[int, ...], stride: int) -> tuple[tuple[int, int], ...]:
     """First image and the one after the last of every part that is computed at once: all, or each image alone."""
     batch = shape[0]
     if batch * _image_values(shape, stride) <= _MAX_VALUES:

@@ -5,6 +5,7 @@ comparing with a threshold take a ``margin``: a decision closer than that could 
 refuse such a case and the test has to choose another one.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -294,7 +295,13 @@ def bilinear(y, x, height, width) -> list[tuple[int, int, float]]:
 
 def roi_align_matrix(roi, stride, height, width, out_size=7, samples=2) -> np.ndarray:
     """(out_size**2, height * width): RoIAlign of one RoI is this matrix times the pixels of the map."""
-    x1, y1, x2, y2 = (float(value) for value in roi)
+    return _roi_align_matrix(tuple(map(float, roi)), stride, height, width, out_size, samples)
+
+
+# Differences of a loss pool the same RoIs again and again.
+@functools.lru_cache(maxsize=400)
+def _roi_align_matrix(roi, stride, height, width, out_size, samples) -> np.ndarray:
+    x1, y1, x2, y2 = roi
     begin_x, begin_y = x1 / stride, y1 / stride
     bin_w, bin_h = ((x2 + 1) / stride - begin_x) / out_size, ((y2 + 1) / stride - begin_y) / out_size
     matrix = np.zeros((out_size, out_size, height, width))

@@ -216,6 +216,15 @@ def as_on_large_canvases():
         yield
 
 
+@contextmanager
+def with_plain_convolutions():
+    """Compute all maps as those of canvases too small for Winograd's algorithm, which compile in half the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "_MIN_OUTPUTS", 10**9)
+        patch.setattr(faster_rcnn_resnet, "_MANY_PIXELS", 10**9)
+        yield
+
+
 def random_images(seed):
     return np.random.default_rng(seed).normal(0, 1, (2, 3, *CANVAS)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Anchors against figures worked out by hand from the definition (spec: base*8*{1/sqrt r, sqrt r}, half to even)."""
+"""Anchors against values worked out by hand from the definition (spec: base*8*{1/sqrt r, sqrt r}, half to even)."""
 
 import numpy as np
 import pytest

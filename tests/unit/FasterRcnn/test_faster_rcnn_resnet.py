@@ -21,6 +21,7 @@ from tests.unit.FasterRcnn.small_detector import (
     config_of,
     random_images,
     randomise,
+    with_plain_convolutions,
 )
 
 BACKBONES = ("resnet_v1.5_50", "resnet_v1_50", "resnet_v1_101", "resnet_v1_152")
@@ -200,36 +201,12 @@ def test_detections_equal_the_definition(detector, images, in_numpy):
         assert not boxes[image, count:].any() and not labels[image, count:].any()
 
 
-def test_losses_equal_the_definition_on_every_call(detector, images, in_numpy):
-    """Three calls on one batch: nothing carries over to the next one (a loss added up in place would grow)."""
-    truth = ground_truth(4)
-    targets = in_numpy.targets(*truth)
-    assert (targets[0][1] >= 0).sum() > 5 and (targets[0][3] > 0).sum() > 5  # positive anchors and RoIs
-    expected = in_numpy.losses(targets)
-    detector.set_train()
-    for _ in range(3):
-        losses = detector(*training_inputs(images, *truth))
-        assert len(losses) == 6
-        assert all(loss.shape == () and loss.dtype == ms.float32 for loss in losses)
-        np.testing.assert_allclose([loss.asnumpy() for loss in losses], expected, rtol=1e-3)
-
-
-def test_weighted_sums_and_switching(detector, images):
-    """rpn_loss and rcnn_loss are the weighted sums of their parts; losses and detections by turns."""
-    inputs = training_inputs(images, *ground_truth(4))
-    detections = [part.asnumpy() for part in detect(detector, images)]
-    losses = [loss.asnumpy() for loss in detector.set_train()(*inputs)]
-    np.testing.assert_allclose(losses[0], 0.5 * losses[2] + 2.0 * losses[3], rtol=1e-6)
-    np.testing.assert_allclose(losses[1], 3.0 * losses[4] + 0.25 * losses[5], rtol=1e-6)
-    for before, after in zip(detections, detect(detector, images), strict=True):
-        np.testing.assert_allclose(after.asnumpy(), before, atol=1e-5)
-    again = [loss.asnumpy() for loss in detector.set_train()(*inputs)]
-    np.testing.assert_allclose(again, losses, rtol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def loss_and_gradients(detector, images):
-    """Total loss, the six parts, and the gradient of every trainable parameter, for given ground truths."""
+    """Total loss, the six parts, and the gradient of every trainable parameter, for given ground truths.
+
+    The one graph of training that the tests of this module share.
+    """
     params = detector.trainable_params()
 
     def total(*inputs):
@@ -242,9 +219,35 @@ def loss_and_gradients(detector, images):
         detector.set_train()
         (loss, parts), gradients = function(*training_inputs(images, *truth))
         gradients = {param.name: gradient.asnumpy() for param, gradient in zip(params, gradients, strict=True)}
-        return loss.asnumpy(), dict(zip(LOSSES, (part.asnumpy() for part in parts), strict=True)), gradients
+        return loss.asnumpy(), {name: part.asnumpy() for name, part in zip(LOSSES, parts, strict=True)}, gradients
 
     return run
+
+
+def test_losses_equal_the_definition_on_every_call(in_numpy, loss_and_gradients):
+    """Three calls on one batch: nothing carries over to the next one (a loss added up in place would grow)."""
+    truth = ground_truth(4)
+    targets = in_numpy.targets(*truth)
+    assert (targets[0][1] >= 0).sum() > 5 and (targets[0][3] > 0).sum() > 5  # positive anchors and RoIs
+    expected = in_numpy.losses(targets)
+    for _ in range(3):
+        _, losses, _ = loss_and_gradients(truth)
+        assert len(losses) == 6
+        assert all(loss.shape == () and loss.dtype == np.float32 for loss in losses.values())
+        np.testing.assert_allclose(list(losses.values()), expected, rtol=1e-3)
+
+
+def test_weighted_sums_and_switching(detector, images, loss_and_gradients):
+    """rpn_loss and rcnn_loss are the weighted sums of their parts; losses and detections by turns."""
+    truth = ground_truth(4)
+    detections = [part.asnumpy() for part in detect(detector, images)]
+    losses = list(loss_and_gradients(truth)[1].values())
+    np.testing.assert_allclose(losses[0], 0.5 * losses[2] + 2.0 * losses[3], rtol=1e-6)
+    np.testing.assert_allclose(losses[1], 3.0 * losses[4] + 0.25 * losses[5], rtol=1e-6)
+    for before, after in zip(detections, detect(detector, images), strict=True):
+        np.testing.assert_allclose(after.asnumpy(), before, atol=1e-5)
+    again = list(loss_and_gradients(truth)[1].values())
+    np.testing.assert_allclose(again, losses, rtol=1e-5)
 
 
 GROUPS = (
@@ -309,6 +312,13 @@ def test_every_trainable_parameter_learns(loss_and_gradients):
 # --- published numbers of samples and proposals -----------------------------------------------------------------------
 
 
+@pytest.fixture
+def _with_plain_convolutions():
+    with with_plain_convolutions():
+        yield
+
+
+@pytest.mark.usefixtures("_with_plain_convolutions")
 @pytest.mark.parametrize("num_classes, without_bg_loss", [(2, False), (81, True)])
 def test_few_and_many_classes(num_classes, without_bg_loss):
     """On a canvas with fewer anchors than proposals asked for; initial weights."""

@@ -319,7 +319,7 @@ def test_decoded_boxes_use_the_stds_and_end_at_the_canvas():
 
 
 def test_score_must_exceed_the_threshold():
-    """The softmax of (0, 0) is exactly 0.5: at that threshold it is no detection."""
+    """The softmax of (0, 0) is exactly 0.5: at that threshold it is not a detection."""
     case = hand_made_case([[0.5], [0.5], [0.5]], [[0, 0, 10, 10], [100, 0, 110, 10], [200, 0, 210, 10]])
     case.logits[0, :3] = [[0, 0], [0, 0.001], [0.001, 0]]
     boxes, _, mask, _ = case.run(predictor_of(score_thr=0.5))

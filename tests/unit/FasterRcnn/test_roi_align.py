@@ -4,7 +4,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.FasterRcnn.roi_align import SingleRoIExtractor, entries_of, pixel_rows, roi_levels
+from src.FasterRcnn.roi_align import SingleRoIExtractor, roi_levels
+from src.FasterRcnn.sparse_product import entries_of
 from tests.unit.FasterRcnn import reference
 from tests.unit.FasterRcnn.reference import Graph, tensor
 
@@ -250,27 +251,3 @@ def test_linear_ramp_by_hand(extractor):
     rois[1, 0] = [32, 40, 59, 66.9]  # 28 x 27.9: below 28, level 0
     pooled = extractor(tensor(rois), *map(tensor, maps)).asnumpy().reshape(2, -1, CHANNELS, 7, 7)
     np.testing.assert_allclose(pooled[1, 0], np.broadcast_to(8.5 + np.arange(7), (CHANNELS, 7, 7)), atol=1e-3)
-
-
-@pytest.mark.parametrize("channels", [3, 32, 64], ids=["no group", "one group", "two groups"])
-def test_pixel_rows_and_their_gradient(channels):
-    """Level after level, image after image; both ways the numbers are moved and not changed."""
-    rng = np.random.default_rng(30)
-    maps = [rng.normal(size=(2, channels, *size)).astype(np.float32) for size in ((6, 10), (3, 5))]
-    rows = np.concatenate([level.transpose(0, 2, 3, 1).reshape(-1, channels) for level in maps])
-    weights = rng.normal(size=rows.shape).astype(np.float32)
-
-    def both(fine, coarse):
-        return pixel_rows((fine, coarse))
-
-    def weighted_sum(fine, coarse, factors):
-        return (pixel_rows((fine, coarse)) * factors).sum()
-
-    np.testing.assert_array_equal(Graph(both)(*map(tensor, maps)).asnumpy(), rows)
-    gradients = ms.grad(Graph(weighted_sum), grad_position=(0, 1))(*map(tensor, maps), tensor(weights))
-    start = 0
-    for gradient, level in zip(gradients, maps, strict=True):
-        batch, _, height, width = level.shape
-        own = weights[start : start + batch * height * width].reshape(batch, height, width, channels)
-        np.testing.assert_array_equal(gradient.asnumpy(), own.transpose(0, 3, 1, 2))
-        start += batch * height * width

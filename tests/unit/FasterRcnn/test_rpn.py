@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.FasterRcnn.roi_align import pixel_rows
-from src.FasterRcnn.rpn import RPN, RpnRegClsBlock, smooth_l1
+from src.FasterRcnn.rows import pixel_rows
+from src.FasterRcnn.rpn import RPN, RpnRegClsBlock
 from tests.unit.FasterRcnn import reference
 from tests.unit.FasterRcnn.reference import Graph, NumpyNet, tensor
 
@@ -27,20 +27,11 @@ class GivenTargets(nn.Cell):
         return self.index, self.labels, self.valid, self.deltas
 
 
-def build(assign=None):
-    return RPN(4, 6, NUM_ANCHORS, assign)
+def build(assign=None, sparse_gradient=False):
+    return RPN(4, 6, NUM_ANCHORS, assign, sparse_gradient=sparse_gradient)
 
 
 # --- head -------------------------------------------------------------------------------------------------------------
-
-
-def test_smooth_l1_by_hand():
-    """Beta 1/9: 0.5 * 0.01 * 9 at 0.1; |d| - 1/18 beyond. Beta 1: 0.5 * d**2 up to 1, |d| - 0.5 beyond."""
-    values = tensor([0, 0.1, -0.1, 1 / 9, 2, -2])
-    np.testing.assert_allclose(
-        smooth_l1(values, 1 / 9).asnumpy(), [0, 0.045, 0.045, 1 / 18, 2 - 1 / 18, 2 - 1 / 18], rtol=1e-5
-    )
-    np.testing.assert_allclose(smooth_l1(tensor([0.5, 1, 1.5, -3]), 1.0).asnumpy(), [0.125, 0.5, 1, 2.5], rtol=1e-6)
 
 
 def test_head_equals_the_definition():
@@ -183,39 +174,57 @@ def test_gradients_by_hand():
 LEVEL_MAPS = ((8, 10), (4, 5))  # 3 anchors a cell make LEVEL_SIZES
 
 
-def test_losses_at_samples_equal_the_definition():
-    """Anchors of both levels, corners and borders among them; two images."""
+def test_both_gradients_equal_the_definition():
+    """Dense and through the sampled anchors alone: of both levels, corners and borders among them; two images."""
     rng = np.random.default_rng(37)
     targets = random_targets(38, (128, 40))
-    rpn = build(GivenTargets(*targets))
-    for param in rpn.get_parameters():
-        param.set_data(tensor(rng.normal(0, 0.3, param.shape)))
+    values = [rng.normal(0, 0.3, param.shape) for param in build().get_parameters()]
     maps = [rng.normal(0, 1, (BATCH, 4, *shape)).astype(np.float32) for shape in LEVEL_MAPS]
     gt_boxes, gt_valid = tensor(np.zeros((BATCH, 4, 4))), tensor(np.zeros((BATCH, 4)), ms.bool_)
 
-    def at_samples(p2, p3):
-        return rpn.losses_at_samples((p2, p3), pixel_rows((p2, p3)), gt_boxes, gt_valid)[:2]
+    def run(sparse_gradient):
+        """The two losses and the gradients of their sum."""
+        rpn = build(GivenTargets(*targets), sparse_gradient)
+        for param, value in zip(rpn.get_parameters(), values, strict=True):
+            param.set_data(tensor(value))
 
-    def dense(p2, p3):
-        return rpn.losses(*rpn((p2, p3)), gt_boxes, gt_valid)
+        def total(p2, p3):
+            _, _, cls_loss, reg_loss, _ = rpn.with_losses((p2, p3), gt_boxes, gt_valid)
+            return cls_loss + reg_loss, cls_loss, reg_loss
 
-    def total(losses):
-        def add(p2, p3):
-            cls_loss, reg_loss = losses(p2, p3)
-            return cls_loss + reg_loss
+        gradient = ms.value_and_grad(Graph(total), (0, 1), rpn.trainable_params(), has_aux=True)
+        (_, *losses), (to_maps, to_weights) = gradient(*map(tensor, maps))
+        return rpn, [loss.asnumpy() for loss in losses], [part.asnumpy() for part in (*to_maps, *to_weights)]
 
-        return Graph(add)
-
+    rpn, sparse_losses, sparse = run(True)
+    _, dense_losses, dense = run(False)
     net = NumpyNet(rpn)
     outputs = [net.rpn_head(feature, "rpn_convs_list.0.") for feature in maps]
     expected = expected_losses(*zip(*outputs, strict=True), *targets)
-    values = [value.asnumpy() for value in Graph(at_samples)(*map(tensor, maps))]
-    np.testing.assert_allclose(values, expected, rtol=1e-5)
-    params = ms.ParameterTuple(rpn.trainable_params())
-    gradients = [ms.grad(total(losses), (0, 1), params)(*map(tensor, maps)) for losses in (at_samples, dense)]
-    for sampled, whole in zip(*[(*features, *weights) for features, weights in gradients], strict=True):
-        np.testing.assert_allclose(sampled.asnumpy(), whole.asnumpy(), rtol=1e-4, atol=1e-6)
-        assert whole.asnumpy().any()
+    np.testing.assert_allclose(sparse_losses, expected, rtol=1e-5)
+    np.testing.assert_allclose(dense_losses, expected, rtol=1e-5)
+    for sampled, whole in zip(sparse, dense, strict=True):
+        np.testing.assert_allclose(sampled, whole, rtol=1e-4, atol=1e-6)
+        assert whole.any()
+
+
+@pytest.mark.parametrize("sparse_gradient", [True, False])
+def test_outputs_beside_the_losses(sparse_gradient):
+    """Logits and deltas are those of the RPN; the features come as rows of pixels where the gradient is sparse."""
+    rpn = build(GivenTargets(*random_targets(38, (128, 40))), sparse_gradient)
+    maps = [np.random.default_rng(39).normal(0, 1, (BATCH, 4, *shape)).astype(np.float32) for shape in LEVEL_MAPS]
+    gt_boxes, gt_valid = tensor(np.zeros((BATCH, 4, 4))), tensor(np.zeros((BATCH, 4)), ms.bool_)
+
+    def outputs(p2, p3):
+        logits, deltas, _, _, pixels = rpn.with_losses((p2, p3), gt_boxes, gt_valid)
+        rows = pixel_rows((p2, p3))
+        return *logits, *deltas, *rpn((p2, p3)), (rows if pixels is None else pixels), rows, pixels is None
+
+    *beside, own_logits, own_deltas, pixels, rows, none = Graph(outputs)(*map(tensor, maps))
+    for value, own in zip(beside, (*own_logits, *own_deltas), strict=True):
+        np.testing.assert_array_equal(value.asnumpy(), own.asnumpy())
+    np.testing.assert_array_equal(pixels.asnumpy(), rows.asnumpy())
+    assert none == (not sparse_gradient)
 
 
 def test_images_without_boxes():

@@ -7,16 +7,7 @@ import numpy as np
 import pytest
 from mindspore import ops
 
-from src.FasterRcnn.target_assign import (
-    FAR_AWAY,
-    IGNORED,
-    NEGATIVE,
-    PosNegSample,
-    RandomSample,
-    match,
-    stream_seed,
-    take_rows,
-)
+from src.FasterRcnn.target_assign import FAR_AWAY, IGNORED, NEGATIVE, PosNegSample, RandomSample, match, stream_seed
 from tests.unit.FasterRcnn import reference
 from tests.unit.FasterRcnn.reference import Graph, tensor
 
@@ -256,11 +247,3 @@ def test_the_operator_uses_all_bits_of_its_seed():
         for seed in (5, *(5 + 2**bit for bit in (3, 15, 30, 31, 32, 33, 47, 61, 62)))
     }
     assert len(draws) == 10
-
-
-def test_take_rows():
-    rng = np.random.default_rng(13)
-    rows, index = rng.normal(size=(3, 7, 4)).astype(np.float32), rng.integers(0, 7, (3, 5))
-    result = Graph(take_rows)(tensor(rows), tensor(index, ms.int32)).asnumpy()
-    for image in range(3):
-        np.testing.assert_array_equal(result[image], rows[image][index[image]])

@@ -170,7 +170,7 @@ def test_an_odd_map_is_convolved_plainly():
 
 
 @pytest.mark.parametrize(
-    "shape, stride, pieces, groups",
+    "shape, stride, parts, groups",
     [
         # Values of an image, of which 16.8 million may be in memory at once:
         ((2, 256, 192, 320), 1, ((0, 1), (1, 2)), 3),  # 35.4 million
@@ -182,8 +182,8 @@ def test_an_odd_map_is_convolved_plainly():
         ((2, 256, 192, 320), 2, ((0, 1), (1, 2)), 3),
     ],
 )  # 19.9
-def test_few_values_are_in_memory_at_once(shape, stride, pieces, groups):
-    assert winograd._pieces(shape, stride) == pieces
+def test_few_values_are_in_memory_at_once(shape, stride, parts, groups):
+    assert winograd._parts(shape, stride) == parts
     kind = winograd._BY_VALUES[winograd._kind(shape, stride)]
     assert (kind.stride, len(kind.groups)) == (stride, groups)
 
