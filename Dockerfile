@@ -1,4 +1,4 @@
-# Faster R-CNN for MindSpore. For the processor:
+# Faster R-CNN for MindSpore. For the CPU:
 #   docker build -t faster_rcnn .
 # for Ascend or GPU, from an image that holds the MindSpore of that device and Python 3.11:
 #   docker build -t faster_rcnn --build-arg FROM_IMAGE_NAME=IMAGE --build-arg DEVICE_TARGET=Ascend .
@@ -21,7 +21,7 @@ RUN if command -v apt-get >/dev/null; then \
 WORKDIR /faster_rcnn
 # Before the project's files, so that a change there does not install everything again.
 COPY requirements.txt ./
-# An image for Ascend or GPU brings its own build of MindSpore; the one of the requirements is for the processor.
+# An image for Ascend or GPU brings its own build of MindSpore; the one of the requirements is for the CPU.
 RUN if python -c "import importlib.metadata as m; m.version('mindspore')" 2>/dev/null; \
     then grep -v '^mindspore==' requirements.txt >/tmp/requirements.txt; \
     else cp requirements.txt /tmp/requirements.txt; fi \

@@ -1,4 +1,4 @@
-"""Score an exported ONNX file on a data set with ONNX Runtime: the twelve COCO figures, as eval.py gives them.
+"""Score an exported ONNX file on a data set with ONNX Runtime: the twelve COCO metrics, as eval.py gives them.
 
     python eval_onnx.py --file_name=faster_rcnn.onnx --coco_root=COCO2017
 
@@ -7,41 +7,37 @@ ONNX Runtime; with --device_target it is that or none.
 """
 
 import dataclasses
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.runtime import prepare_process, run
-
-LOGGER = logging.getLogger(__name__)
+from src.model_utils.config import Config
+from src.model_utils.errors import UserError
+from src.runtime import run, run_configured
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit code 0."""
-    prepare_process()  # before anything imports MindSpore
-    from src.deploy.model_file import load_model
-    from src.evaluation.scoring import Evaluation
-    from src.model_utils.config import describe, load_config
-    from src.model_utils.config_checks import check_model_flags
-    from src.model_utils.device_adapter import job
-    from src.model_utils.errors import UserError
+    return run_configured(evaluate_file, argv, model_keys=["file_name"], prepare=with_input_file)
 
-    config = load_config(argv)
-    check_model_flags(config, "--file_name", "file_name")
-    for line in describe(config):
-        LOGGER.info(line)
+
+def with_input_file(config: Config) -> Config:
+    """The configuration with `file_name` as a file that is read: for other programs it is a result."""
     if not config.file_name.endswith(".onnx"):
         raise UserError(
             f"file_name is {config.file_name}: expected an ONNX file, such as "
             "--file_name=faster_rcnn.onnx; checkpoints and MINDIR files are for eval.py"
         )
-    # For export.py it is a result, so job does not know that it is read here.
-    config = dataclasses.replace(config, file_name=str(Path(config.file_name).absolute()))
-    with job(config) as config:
-        model = load_model(config.file_name, config)
-        Evaluation(model.config).score(model)
-    return 0
+    return dataclasses.replace(config, file_name=str(Path(config.file_name).absolute()))
+
+
+def evaluate_file(config: Config) -> None:
+    """Score `file_name`."""
+    from src.deploy.model_file import load_model
+    from src.evaluation.scoring import Evaluation
+
+    model = load_model(config.file_name, config)
+    Evaluation(model.config).score(model)
 
 
 if __name__ == "__main__":

@@ -7,33 +7,26 @@ files take batches of `test_batch_size`, ONNX files any number of images. The fi
 the network before it takes its name.
 """
 
-import logging
 import sys
 from collections.abc import Sequence
 
-from src.runtime import prepare_process, run
-
-LOGGER = logging.getLogger(__name__)
+from src.model_utils.config import Config
+from src.runtime import run, run_configured
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as the command line says; returns the exit code 0."""
-    prepare_process()  # before anything imports MindSpore
+    return run_configured(export_file, argv, model_keys=["ckpt_file", "file_name"])
+
+
+def export_file(config: Config) -> None:
+    """Export `ckpt_file` as `file_name`."""
     from src.deploy.exporter import export_detector, with_export_device
-    from src.model_utils.config import describe, load_config
-    from src.model_utils.config_checks import check_model_flags
-    from src.model_utils.device_adapter import job
     from src.runtime import init_device
 
-    config = load_config(argv)
-    check_model_flags(config, "--ckpt_file", "ckpt_file", "file_name")
-    for line in describe(config):
-        LOGGER.info(line)
-    with job(config) as config:
-        config = with_export_device(config)
-        init_device(config)
-        export_detector(config)
-    return 0
+    config = with_export_device(config)
+    init_device(config)
+    export_detector(config)
 
 
 if __name__ == "__main__":

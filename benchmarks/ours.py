@@ -237,7 +237,8 @@ def evaluation_images(folder: str, height: int, width: int, num_images: int, num
     """Decode, resize, normalise: images of a folder on one core."""
     import cv2
 
-    from src.data.transforms import Canvas, decode_rgb, evaluation_input
+    from src.data.image_files import decode_rgb
+    from src.data.transforms import Canvas, evaluation_input
 
     cv2.setNumThreads(0)
     paths, canvas = sorted(Path(folder).glob("*.jpg"))[:num_images], Canvas(width, height, True)

@@ -35,11 +35,11 @@ ensure_venv() {
   fi
   for file in "$@"; do
     stamp=$venv/installed-$(basename "$file")
-    # The stamp is written last, so an installation that was broken off is taken up again.
+    # The stamp is written last, so an installation that was interrupted is done again.
     if ! cmp --silent "$REPO_ROOT/$file" "$stamp"; then
       say "Installing $file (about 1 GB to download the first time)"
       "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$REPO_ROOT/$file" ||
-        die "pip could not install $file; its message stands above"
+        die "pip could not install $file; its message is above"
       cp "$REPO_ROOT/$file" "$stamp"
     fi
   done
@@ -92,15 +92,15 @@ use_python() {
   command -v python >/dev/null || die "no python on the PATH. Activate the environment that requirements.txt is in"
 }
 
-# require_number NAME TEXT: print the whole number from 0; end when it is none.
+# require_number NAME VALUE: print the integer, at least 0; end when it is not one.
 require_number() {
-  [[ $2 =~ ^[0-9]+$ ]] || die "$1: '$2' is not a whole number from 0"
+  [[ $2 =~ ^[0-9]+$ ]] || die "$1: '$2' is not an integer of at least 0"
   printf '%s\n' "$2"
 }
 
-# require_positive NAME TEXT: print the whole number from 1; end when it is none.
+# require_positive NAME VALUE: print the integer, at least 1; end when it is not one.
 require_positive() {
-  [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1: '$2' is not a whole number from 1"
+  [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1: '$2' is not an integer of at least 1"
   printf '%s\n' "$2"
 }
 
@@ -113,7 +113,7 @@ require_weights() {
 require_backbone() {
   case $1 in
     resnet_v1.5_50 | resnet_v1_50 | resnet_v1_101 | resnet_v1_152) printf '%s\n' "$1" ;;
-    *) die "BACKBONE: '$1' is none of resnet_v1.5_50, resnet_v1_50, resnet_v1_101, resnet_v1_152" ;;
+    *) die "BACKBONE: '$1' is not one of resnet_v1.5_50, resnet_v1_50, resnet_v1_101, resnet_v1_152" ;;
   esac
 }
 
@@ -178,8 +178,9 @@ launch() {
   fi
 }
 
-# read_hosts DEVICE_NUM: the hosts of a distributed run and this one's place, from NNODES, NODE_RANK, MASTER_ADDR and
-# MASTER_PORT, as the array of msrun's flags `cluster`, and the ranks of this host, first_rank and device_num.
+# read_hosts DEVICE_NUM: the hosts of a distributed run and this one's number among them, from NNODES, NODE_RANK,
+# MASTER_ADDR and MASTER_PORT, as the array of msrun's flags `cluster`, and the ranks of this host, first_rank and
+# device_num.
 read_hosts() {
   device_num=$1
   local nodes node_rank address=127.0.0.1 port=${MASTER_PORT:-}
@@ -188,7 +189,7 @@ read_hosts() {
   node_rank=$(require_number NODE_RANK "${NODE_RANK:-0}")
   [[ $node_rank -lt $nodes ]] || die "NODE_RANK is $node_rank, but the hosts are 0 to $((nodes - 1)): NNODES is $nodes"
   if [[ $nodes -eq 1 ]]; then
-    # A free one: two runs on one machine must not meet.
+    # A free one: two runs on one machine must not share a port.
     [[ -n $port ]] || port=$(python -c \
       'import socket; probe = socket.socket(); probe.bind(("127.0.0.1", 0)); print(probe.getsockname()[1])')
   else
@@ -273,7 +274,7 @@ watch_ranks() {
     read -r rank how <"$RANK_LOGS/failures"
     printf '\nthe end of %s:\n' "$folder$rank/$name" >&2
     tail -n 20 "$folder$rank/$name" >&2
-    die "rank $rank $how, and the others were ended; the end of its log stands above"
+    die "rank $rank $how, and the others were ended; the end of its log is above"
   elif [[ $code -ne 0 ]]; then
     tail -n 20 "$RANK_LOGS/msrun.log" >&2
     die "msrun ended with code $code, although no rank of this host failed; more is in $RANK_LOGS"

@@ -1,13 +1,14 @@
 #!/bin/bash
 # Usage: docker_start.sh IMAGE DATA_DIR MODEL_DIR [COMMAND ...]
-# Starts a container of IMAGE (see Dockerfile) with DATA_DIR and MODEL_DIR under their own paths, as the caller's user. It
-# works in MODEL_DIR, where launchers put their results too; the program is in /faster_rcnn. Without COMMAND it is a shell.
-# Ascend devices and GPUs of this machine are passed on.
+# Starts a container of IMAGE (see Dockerfile) with DATA_DIR and MODEL_DIR under their own paths, as the caller's user.
+# It works in MODEL_DIR, where launchers put their results too; the program is in /faster_rcnn. Without COMMAND it is a
+# shell. Ascend devices and GPUs of this machine are passed on.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [[ $# -ge 3 ]] || usage
 image=$1
-[[ -n $image && $image != -* ]] || die "IMAGE: '$image' is not the name of an image; docker build -t NAME $REPO_ROOT makes one"
+[[ -n $image && $image != -* ]] ||
+  die "IMAGE: '$image' is not the name of an image; docker build -t NAME $REPO_ROOT makes one"
 data_dir=$(require_dir DATA_DIR "$2")
 model_dir=$(require_dir MODEL_DIR "$3")
 shift 3

@@ -33,7 +33,7 @@ infer_and_score() {
   case $device in
     Ascend310 | Ascend | GPU | CPU) ;;
     *)
-      printf "ERROR: DEVICE_TYPE: '%s' is none of Ascend310, Ascend, GPU, CPU\n" "$device" >&2
+      printf "ERROR: DEVICE_TYPE: '%s' is not one of Ascend310, Ascend, GPU, CPU\n" "$device" >&2
       usage
       ;;
   esac

@@ -45,11 +45,11 @@ install_lite() {
   rm -rf "$part" "$folder"
   "$python" -m pip download --quiet --disable-pip-version-check --no-deps --python-version 3.7 \
     --only-binary=:all: --dest "$part" "mindspore-lite==$LITE_VERSION" ||
-    die "pip could not download mindspore-lite $LITE_VERSION; its message stands above. It is made for x86-64 and" \
+    die "pip could not download mindspore-lite $LITE_VERSION; its message is above. It is made for x86-64 and" \
       "aarch64 Linux"
   "$python" -m zipfile --extract "$part"/mindspore_lite-*.whl "$part"
   rm "$part"/mindspore_lite-*.whl
-  # Written last, so that an unpacking that was broken off is done again.
+  # Written last, so that an interrupted unpacking is done again.
   touch "$part/version-$LITE_VERSION"
   mv "$part" "$folder"
 }

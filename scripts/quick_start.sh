@@ -29,10 +29,10 @@ python "$REPO_ROOT/eval.py" "${options[@]}" --checkpoint_path="$checkpoint" --dr
 
 say "Done in $(((SECONDS - start) / 60)) min $(((SECONDS - start) % 60)) s"
 cat <<END
-images and boxes     $data
+images and boxes       $data
 trained detector       $checkpoint
 losses                 $run/loss_0.log, $run/loss_0.png
 detections, drawn      $run/detections
-the twelve figures     $run/metrics.json (every detection: $run/results.bbox.json)
+the twelve metrics     $run/metrics.json (every detection: $run/results.bbox.json)
 Next: your own images, see "Train on your own data" in README.md
 END

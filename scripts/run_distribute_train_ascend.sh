@@ -1,10 +1,10 @@
 #!/bin/bash
 # Usage: run_distribute_train_ascend.sh RANK_TABLE_FILE PRETRAINED_MODEL BACKBONE COCO_ROOT
 #                                       [MINDRECORD_DIR] [--detach] [--key=value ...]
-# Trains on the Ascend devices of a rank table (the JSON of hccl_tools), in train_parallel0/, train_parallel1/, ... beside
-# scripts/; older ones are kept under the next number. PRETRAINED_MODEL "" starts from random weights. Further --key=value
-# arguments go to train.py. Several hosts: call it on each. NODE_RANK, MASTER_ADDR and MASTER_PORT in the environment override
-# the table.
+# Trains on the Ascend devices of a rank table (the JSON of hccl_tools), in train_parallel0/, train_parallel1/, ...
+# beside scripts/; older ones are kept under the next number. PRETRAINED_MODEL "" starts from random weights. Further
+# --key=value arguments go to train.py. Several hosts: call it on each. NODE_RANK, MASTER_ADDR and MASTER_PORT in the
+# environment take precedence over the table.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [[ $# -ge 4 ]] || usage

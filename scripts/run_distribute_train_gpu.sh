@@ -1,10 +1,9 @@
 #!/bin/bash
 # Usage: run_distribute_train_gpu.sh DEVICE_NUM PRETRAINED_MODEL BACKBONE COCO_ROOT
 #                                   [MINDRECORD_DIR] [--detach] [--key=value ...]
-# Trains with several GPUs, in train_parallel0/, train_parallel1/, ... beside scripts/; older ones are
-# kept under the next number. PRETRAINED_MODEL "" starts from random weights. Further --key=value arguments go to
-# train.py. Several hosts: NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT in the environment; DEVICE_NUM counts
-# the devices of one host.
+# Trains with several GPUs, in train_parallel0/, train_parallel1/, ... beside scripts/; older ones are kept under the
+# next number. PRETRAINED_MODEL "" starts from random weights. Further --key=value arguments go to train.py. Several
+# hosts: NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT in the environment; DEVICE_NUM counts the devices of one host.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [[ $# -ge 4 ]] || usage

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Usage: run_eval_cpu.sh VALIDATION_JSON_FILE CHECKPOINT_PATH BACKBONE COCO_ROOT
 #                        [MINDRECORD_DIR] [--detach] [--key=value ...]
-# Scores a checkpoint on this machine's processor. Results and eval.log land in eval/ beside scripts/; an older eval/ is kept under
-# the next number. Further --key=value arguments go to eval.py.
+# Scores a checkpoint on this machine's CPU. Results and eval.log land in eval/ beside scripts/; an older eval/ is kept
+# under the next number. Further --key=value arguments go to eval.py.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [[ $# -ge 4 ]] || usage

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Usage: run_eval_gpu.sh VALIDATION_JSON_FILE CHECKPOINT_PATH BACKBONE COCO_ROOT DEVICE_ID
 #                        [MINDRECORD_DIR] [--detach] [--key=value ...]
-# Scores a checkpoint on a GPU. Results and eval.log land in eval/ beside scripts/; an older eval/ is kept under
-# the next number. Further --key=value arguments go to eval.py.
+# Scores a checkpoint on a GPU. Results and eval.log land in eval/ beside scripts/; an older eval/ is kept under the
+# next number. Further --key=value arguments go to eval.py.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [[ $# -ge 5 ]] || usage

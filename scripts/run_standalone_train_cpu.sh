@@ -1,7 +1,7 @@
 #!/bin/bash
 # Usage: run_standalone_train_cpu.sh PRETRAINED_MODEL BACKBONE COCO_ROOT [MINDRECORD_DIR] [--detach] [--key=value ...]
-# Trains on this machine's processor, in train/ beside scripts/; an older train/ is kept under the next number. PRETRAINED_MODEL ""
-# starts from random weights. Further --key=value arguments go to train.py.
+# Trains on this machine's CPU, in train/ beside scripts/; an older train/ is kept under the next number.
+# PRETRAINED_MODEL "" starts from random weights. Further --key=value arguments go to train.py.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [[ $# -ge 3 ]] || usage

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Usage: run_standalone_train_gpu.sh PRETRAINED_MODEL BACKBONE COCO_ROOT DEVICE_ID
 #                                    [MINDRECORD_DIR] [--detach] [--key=value ...]
-# Trains on a GPU, in train/ beside scripts/; an older train/ is kept under the next number. PRETRAINED_MODEL ""
-# starts from random weights. Further --key=value arguments go to train.py.
+# Trains on a GPU, in train/ beside scripts/; an older train/ is kept under the next number. PRETRAINED_MODEL "" starts
+# from random weights. Further --key=value arguments go to train.py.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [[ $# -ge 4 ]] || usage

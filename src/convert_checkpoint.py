@@ -56,7 +56,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Parameter]:
         path (str | Path): a ``.ckpt`` file.
 
     Returns:
-        dict: name to Parameter (or to a number or text stored beside the weights), as in the file.
+        dict: name to Parameter (or to a number or string stored beside the weights), as in the file.
 
     Raises:
         UserError: no such file, or it is damaged. Damage to single bytes is seen in checkpoints written by this
@@ -73,7 +73,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Parameter]:
         _check_whole(entries, has_checksum=bool(mark))
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         raise UserError(
-            f"checkpoint {path} is damaged or no MindSpore checkpoint ({path.stat().st_size} bytes); copy "
+            f"checkpoint {path} is damaged or not a MindSpore checkpoint ({path.stat().st_size} bytes); copy "
             f"or download it again. Reading it says: {first_line(error)}"
         ) from error
     return entries
@@ -88,7 +88,8 @@ def _check_sizes(data: bytes) -> None:
         content.ParseFromString(data)
     except DecodeError as error:
         raise ValueError("the content cannot be parsed") from error
-    stored, expected = Counter(), {}
+    stored: Counter[str] = Counter()
+    expected: dict[str, int] = {}
     for entry in content.value:
         stored[entry.tag] += len(entry.tensor.tensor_content)
         # Large parameters are cut into several entries of the same name and shape.
@@ -121,7 +122,8 @@ def network_parameters(entries: Mapping[str, Parameter]) -> dict[str, Parameter]
         dict: name to Parameter, without optimiser state, classifier and notes; names of a backbone start with
             ``backbone.``.
     """
-    found, renamed = {}, Counter()
+    found: dict[str, Parameter] = {}
+    renamed: Counter[str] = Counter()
     for name, value in entries.items():
         if not isinstance(value, Tensor) or name.startswith(OPTIMISER_PREFIXES) or name in OPTIMISER_NAMES:
             continue
@@ -281,7 +283,7 @@ def write_checkpoint(
     Args:
         parameters (Mapping): name to value.
         path (str | Path): target; its folder is made.
-        notes (Mapping | None): numbers and texts stored beside the weights.
+        notes (Mapping | None): numbers and strings stored beside the weights.
 
     Raises:
         UserError: a value is not finite, or the file cannot be written; an older file of that name stays.

@@ -16,9 +16,12 @@ import cv2
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.annotations import category_ids, coco_ground_truth, image_path, load_annotations
-from src.data.records import ensure_mindrecord, num_workers
-from src.data.transforms import Canvas, ImageError, decode_rgb, evaluation_input, pad_ground_truth, training_input
+from src.data.annotations import category_ids, coco_ground_truth, load_annotations
+from src.data.conversion import num_workers
+from src.data.data_paths import image_path
+from src.data.image_files import ImageError, decode_rgb
+from src.data.records import ensure_mindrecord
+from src.data.transforms import Canvas, evaluation_input, pad_ground_truth, training_input
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError
 

@@ -3,19 +3,23 @@
 import math
 from collections.abc import Sequence
 
+from src.model_utils.config import Config
+
+BASE_IMAGES = 16  # images per step that base_lr is meant for: 8 devices, 2 images each
+
 
 def scaled_base_lr(base_lr: float, num_devices: int, batch_size: int) -> float:
-    """Learning rate of a run: ``base_lr`` is meant for 16 images per step (8 devices, 2 images each).
+    """Learning rate of a run: ``base_lr`` is meant for BASE_IMAGES images per step.
 
     Args:
-        base_lr (float): the configured rate.
+        base_lr (float): the configured rate, > 0.
         num_devices (int): devices that train together.
         batch_size (int): images per device and step.
 
     Returns:
-        float: base_lr * num_devices * batch_size / 16 (linear scaling, Goyal et al. 2017).
+        float: base_lr * num_devices * batch_size / BASE_IMAGES (linear scaling, Goyal et al. 2017).
     """
-    return base_lr * num_devices * batch_size / 16
+    return base_lr * num_devices * batch_size / BASE_IMAGES
 
 
 def dynamic_lr(lr: float, steps_per_epoch: int, epoch_size: int, warmup_step: int, warmup_ratio: float) -> list[float]:
@@ -59,7 +63,7 @@ def multistep_lr(lr: float, steps_per_epoch: int, epoch_size: int, milestones: S
     return rates
 
 
-def learning_rates(config, steps_per_epoch: int, num_devices: int) -> list[float]:
+def learning_rates(config: Config, steps_per_epoch: int, num_devices: int) -> list[float]:
     """Learning rates of a configuration.
 
     Args:

@@ -1,5 +1,6 @@
-"""What surrounds a run: the process environment, the device, the log, and how an entry script ends."""
+"""What surrounds a run: the process environment, the configuration, the device, the log, and how a script ends."""
 
+import argparse
 import ctypes
 import dataclasses
 import logging
@@ -9,6 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from src import __version__
+from src.model_utils.config import Config, describe, load_config
+from src.model_utils.config_checks import check_model_flags
 from src.model_utils.errors import UserError, first_line
 
 LOGGER = logging.getLogger(__name__)
@@ -54,7 +58,7 @@ def give_back_memory() -> None:
 
 @dataclass(frozen=True)
 class Device:
-    """The device a process works on and its place among its fellows.
+    """The device a process works on, and its rank among the processes of the run.
 
     Args:
         target (str): "CPU", "GPU" or "Ascend".
@@ -71,7 +75,7 @@ class Device:
     local_rank: int = 0
 
 
-def with_available_device(config):
+def with_available_device(config: Config) -> Config:
     """The configuration with the best device that this MindSpore can use, where the user has not named one.
 
     Args:
@@ -89,7 +93,7 @@ def with_available_device(config):
     return dataclasses.replace(config, device_target=target)
 
 
-def init_device(config) -> Device:
+def init_device(config: Config) -> Device:
     """Choose graph mode, device and seed, and join the other processes of a distributed run.
 
     Args:
@@ -149,8 +153,58 @@ def _join_ranks(target: str, device_id: int) -> Device:
     return Device(target, device_id, get_rank(), get_group_size(), get_local_rank())
 
 
+def run_configured(
+    program: Callable[[Config], object],
+    argv: Sequence[str] | None = None,
+    *,
+    model_keys: Sequence[str] = (),
+    prepare: Callable[[Config], Config] | None = None,
+) -> int:
+    """Run a program on the configuration of its command line: the ``main`` of an entry script.
+
+    ``--help`` and wrong flags end it before anything is imported that takes time, so a program imports MindSpore, and
+    what uses it, itself.
+
+    Args:
+        program (Callable): the program.
+        argv (Sequence[str] | None): arguments; None for those of the process.
+        model_keys (Sequence[str]): the keys that name its model file, the main one first; those of other programs
+            are refused. Default: not checked.
+        prepare (Callable | None): checks and completes the configuration before files are moved, see ``job``.
+
+    Returns:
+        int: the exit code 0.
+
+    Raises:
+        UserError: for every mistake in a file or a flag, and what ``program`` raises.
+        SystemExit: with code 0 after ``--help``.
+    """
+    prepare_process()
+    config = load_config(argv)
+    if model_keys:
+        check_model_flags(config, f"--{model_keys[0]}", *model_keys)
+    for line in describe(config):
+        LOGGER.info(line)
+    if prepare is not None:
+        config = prepare(config)
+    from src.model_utils.device_adapter import job
+
+    with job(config) as config:
+        program(config)
+    return 0
+
+
+def version_parser() -> argparse.ArgumentParser:
+    """A parser of ``--version``, which prints the version of this program and ends it; a parent for other parsers."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {__version__}", help="Show the version of this program."
+    )
+    return parser
+
+
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Run an entry script: log to the standard output, and turn a user's mistake into one message.
+    """Run a script: answer ``--version``, log to the standard output, and turn a user's mistake into one message.
 
     Args:
         main (Callable): the script's ``main(argv)``.
@@ -159,6 +213,7 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     Returns:
         int: the exit code: what ``main`` returns, 1 after a user's mistake, 130 after Ctrl-C.
     """
+    version_parser().parse_known_args(argv)
     setup_logging()
     LOGGER.info(prepare_process())
     try:
@@ -179,11 +234,11 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
 
 
 class _Formatter(logging.Formatter):
-    """Plain text for information, the level in front of anything worse."""
+    """The message alone for information, the level in front of anything worse."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return text if record.levelno < logging.WARNING else f"{record.levelname}: {text}"
+        message = super().format(record)
+        return message if record.levelno < logging.WARNING else f"{record.levelname}: {message}"
 
 
 def setup_logging() -> None:

@@ -1,40 +1,38 @@
-"""The one evaluation path: network outputs -> detections -> the twelve COCO figures and the result files.
+"""The one evaluation path: network outputs -> detections -> the twelve COCO metrics and the result files.
 
-`eval.py`, `eval_onnx.py`, `postprocess.py` and the evaluation during training all end in `CocoEvaluator`, so
-one model gives one figure whichever way it is run. Size letters: B images, D detection rows per image.
+`eval.py`, `eval_onnx.py`, `postprocess.py` and the evaluation during training all end in `CocoEvaluator`, so one model
+gets the same metrics whichever way it is run. Nothing here needs MindSpore. Size letters: B images, D detection rows
+per image.
 """
 
 import contextlib
 import io
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 import numpy as np
-from mindspore import nn
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from src.common.files import write_json
-from src.common.progress import with_progress
-from src.model_utils.config import load_config
+from src.common.wording import listed
+from src.model_utils.config import Config, load_config
 from src.model_utils.errors import UserError
 
 LOGGER = logging.getLogger(__name__)
 
-# pycocotools' COCOeval.stats, in its order; AR100 and the figures without a number are at the last of `max_dets`
+# pycocotools' COCOeval.stats, in its order; AR100 and the metrics without a number are at the last of `max_dets`
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 # Per image, over all classes: the COCO protocol, whose AR1 and AR10 are at the best 1 and 10 of a class.
 MAX_DETECTIONS = 100
 RESULTS_FILE = "results.bbox.json"
 METRICS_FILE = "metrics.json"
 COCO_FOLDER_NAMES = ("coco", "coco2017")
-_MAX_IDS_SHOWN = 5  # in error messages
+_MAX_IDS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def detections_from_outputs(
     return Detections(rows[order, :4], scores[order], row_labels[order], int((mask & ~finite).sum()))
 
 
-def dataset_name(config: Any) -> str:
+def dataset_name(config: Config) -> str:
     """The name in the header of the result: the name of the data's folder, `COCO2017` for COCO's own.
 
     The folder is `coco_root`, where that is absent (postprocess.py needs no images) the annotations'; for
@@ -118,14 +116,14 @@ class CocoEvaluator:
             `iscrowd` are filled in where they are missing.
         category_ids (Sequence[int]): the file's category id of label 0, 1, ...; only these are scored.
         dataset_name (str): for the header `Result on NAME dataset`.
-        max_detections (int): best detections kept per image over all classes, default 100. Above 100 the figures are
+        max_detections (int): best detections kept per image over all classes, default 100. Above 100 the metrics are
             at so many too.
 
     Attributes:
         max_dets (tuple[int, int, int]): pycocotools' `maxDets`: 1, 10, and 100 or `max_detections` if that is more.
 
     Raises:
-        UserError: no images, an image id twice, or a category id that the ground truth does not know.
+        UserError: no images, an image id twice, or a category id that is not in the ground truth.
     """
 
     def __init__(
@@ -143,7 +141,7 @@ class CocoEvaluator:
             raise UserError("the ground truth holds no images: nothing to evaluate")
         if len(self._known_ids) < len(self._image_ids):
             twice = next(i for i in self._image_ids if self._image_ids.count(i) > 1)
-            raise UserError(f"image id {twice} stands twice in the ground truth; image ids must be unique")
+            raise UserError(f"image id {twice} is twice in the ground truth; image ids must be unique")
         unknown = set(self.category_ids) - {category["id"] for category in ground_truth["categories"]}
         if unknown:
             raise UserError(f"category ids {sorted(unknown)} are not in the ground truth's categories")
@@ -172,7 +170,7 @@ class CocoEvaluator:
                 f"{len(image_ids)} image ids for {len(boxes)} rows of boxes, {len(labels)} of "
                 f"labels, {len(mask)} of masks"
             )
-        for image_id, *outputs in zip(image_ids, boxes, labels, mask, strict=True):
+        for image_id, image_boxes, image_labels, image_mask in zip(image_ids, boxes, labels, mask, strict=True):
             if image_id not in self._known_ids:
                 raise UserError(
                     f"image id {image_id} is not in the ground truth of {self.dataset_name}: "
@@ -180,7 +178,7 @@ class CocoEvaluator:
                 )
             if image_id in self._detections:
                 raise UserError(f"image id {image_id} arrived twice; every image counts once")
-            detections = detections_from_outputs(*outputs, max_detections=self.max_detections)
+            detections = detections_from_outputs(image_boxes, image_labels, image_mask, self.max_detections)
             self._check_labels(image_id, detections.labels)
             self._detections[image_id] = detections
 
@@ -191,16 +189,16 @@ class CocoEvaluator:
     def summarize(self, output_dir: str | Path | None) -> dict[str, float]:
         """Score all detections, log the twelve lines, write `results.bbox.json` and `metrics.json`.
 
-        `metrics.json` holds the twelve figures, `max_dets`, the counts and, under `per_class`, AP, AP50 and the
+        `metrics.json` holds the twelve metrics, `max_dets`, the counts and, under `per_class`, AP, AP50 and the
         number of ground truths (without crowds) of every class. AR1, AR10 and AR100 are at the three `max_dets`, all
-        others at the last. A figure without any ground truth behind it (for example APs where there are no small
+        others at the last. A metric without any ground truth behind it (for example APs where there are no small
         objects) is -1, as pycocotools has it.
 
         Args:
             output_dir (str | Path | None): where the files go; None writes none.
 
         Returns:
-            dict[str, float]: the twelve figures by name: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100,
+            dict[str, float]: the twelve metrics by name: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100,
             ARs, ARm, ARl.
 
         Raises:
@@ -251,11 +249,10 @@ class CocoEvaluator:
     def _check_complete(self) -> None:
         missing = [image_id for image_id in self._image_ids if image_id not in self._detections]
         if missing:
-            shown = ", ".join(map(str, missing[:_MAX_IDS_SHOWN]))
-            shown += ", ..." if len(missing) > _MAX_IDS_SHOWN else ""
+            ids = listed([str(image_id) for image_id in missing], _MAX_IDS_SHOWN, ", ")
             raise UserError(
                 f"{len(missing)} of {len(self._image_ids)} images of {self.dataset_name} were "
-                f"not evaluated (ids {shown}); every image of the ground truth counts once"
+                f"not evaluated (ids {ids}); every image of the ground truth counts once"
             )
 
     def _results(self) -> list[dict[str, Any]]:
@@ -346,130 +343,10 @@ def _coco_index(dataset: dict) -> COCO:
 
 
 def _per_class_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The AP of every class as text; classes without ground truth show a dash."""
+    """The AP of every class as a table; classes without ground truth show a dash."""
     width = max(len("class"), *(len(row["name"]) for row in rows))
     lines = [f"{'class':<{width}}     AP   AP50  ground truths"]
     for row in rows:
-        figures = [f"{row[key]:6.3f}" if row["num_ground_truths"] else "     -" for key in ("AP", "AP50")]
-        lines.append(f"{row['name']:<{width}} {' '.join(figures)} {row['num_ground_truths']:14d}")
+        numbers = [f"{row[key]:6.3f}" if row["num_ground_truths"] else "     -" for key in ("AP", "AP50")]
+        lines.append(f"{row['name']:<{width}} {' '.join(numbers)} {row['num_ground_truths']:14d}")
     return "\n".join(lines)
-
-
-class DetectionCell(nn.Cell):
-    """The network as evaluation calls it: `network.detect` where there is one, else the network itself.
-
-    Build it once where the same network is evaluated again and again: the graph is compiled once per cell.
-    It leaves the parameters' names alone.
-
-    Args:
-        network (nn.Cell): returns boxes (B, D, 5), labels (B, D, 1), mask (B, D, 1) for images
-            (B, 3, H, W) and image metadata (B, 4); `detect` adds truncated (B,).
-    """
-
-    def __init__(self, network: nn.Cell):
-        super().__init__(auto_prefix=False)
-        self.network = network
-        self.has_detect = hasattr(network, "detect")
-
-    def construct(self, img_data, img_metas):
-        if self.has_detect:
-            return self.network.detect(img_data, img_metas)
-        return self.network(img_data, img_metas)
-
-
-Predictor = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
-
-
-def evaluate(
-    network: nn.Cell | Predictor,
-    dataset: ms.dataset.Dataset,
-    evaluator: CocoEvaluator,
-    *,
-    batch_size: int,
-    progress: bool = True,
-) -> None:
-    """Run every image of a dataset through a network and hand the outputs to the evaluator.
-
-    A last partial batch is filled up to `batch_size` with copies of its last image and the copies' outputs
-    are dropped, so the graph is compiled for one shape. Evaluation mode holds during the call only.
-
-    Args:
-        network (nn.Cell | Callable): the detector (or a `DetectionCell` of it), or a function from arrays
-            images (B, 3, H, W) f32 and image metadata (B, 4) f32 to arrays boxes, labels, mask: another
-            runtime takes the same path so.
-        dataset (Dataset): columns image, image_shape, image_id; others are ignored.
-        evaluator (CocoEvaluator): receives the detections.
-        batch_size (int): images per call of the network.
-        progress (bool): show a bar on a terminal, some plain lines elsewhere. Default True.
-
-    Raises:
-        UserError: the dataset holds no images, or an image is unknown to the evaluator or comes twice.
-    """
-    if not isinstance(network, nn.Cell):
-        _feed(network, dataset, evaluator, batch_size, progress)
-        return
-    cell = network if isinstance(network, DetectionCell) else DetectionCell(network)
-    was_training = cell.network.training
-    cell.set_train(False)
-    try:
-        _feed(_cell_predictor(cell), dataset, evaluator, batch_size, progress)
-    finally:
-        cell.network.set_train(was_training)
-
-
-def _cell_predictor(cell: nn.Cell) -> Predictor:
-    """Arrays in, arrays out around a cell."""
-
-    def predict(images, metas):
-        return [output.asnumpy() for output in cell(ms.Tensor(images), ms.Tensor(metas))]
-
-    return predict
-
-
-def _feed(
-    predict: Predictor, dataset: ms.dataset.Dataset, evaluator: CocoEvaluator, batch_size: int, progress: bool
-) -> None:
-    """The loop over batches: predict, add, count."""
-    num_truncated, num_images, first_batch_seconds = 0, 0, 0.0
-    start = time.perf_counter()
-    batches = dataset.create_dict_iterator(num_epochs=1, output_numpy=True)
-    if progress:
-        batches = with_progress(batches, dataset.get_dataset_size(), "evaluation", "batches")
-    for batch in batches:
-        rows = len(batch["image_id"])
-        outputs = predict(*(filled_up(batch[column], batch_size) for column in ("image", "image_shape")))
-        boxes, labels, mask = (output[:rows] for output in outputs[:3])
-        evaluator.add(batch["image_id"].reshape(-1), boxes, labels, mask)
-        if len(outputs) > 3:
-            num_truncated += int(np.count_nonzero(outputs[3][:rows]))
-        num_images += rows
-        first_batch_seconds = first_batch_seconds or time.perf_counter() - start
-    if not num_images:
-        raise UserError("the evaluation data hold no images")
-    _log_speed(num_images, batch_size, time.perf_counter() - start, first_batch_seconds)
-    if num_truncated:
-        LOGGER.warning(
-            "%d of %d images had more candidate boxes than test_nms_candidates and fewer than %d "
-            "survivors: weak detections there may be missing; raise test_nms_candidates for exact "
-            "results",
-            num_truncated,
-            num_images,
-            evaluator.max_detections,
-        )
-
-
-def filled_up(array: np.ndarray, batch_size: int) -> np.ndarray:
-    """Repeat the last row until there are `batch_size` rows."""
-    missing = batch_size - len(array)
-    if missing <= 0:
-        return array
-    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
-
-
-def _log_speed(num_images: int, batch_size: int, seconds: float, first_batch_seconds: float) -> None:
-    """Images per second without the first batch, which pays for the compilation."""
-    text = f"evaluated {num_images} images in {seconds:.1f} s"
-    if num_images > batch_size:
-        rate = (num_images - batch_size) / max(seconds - first_batch_seconds, 1e-9)
-        text += f": {rate:.2f} images/s after the first batch ({first_batch_seconds:.1f} s with compilation)"
-    LOGGER.info(text)

@@ -3,6 +3,7 @@
 import pytest
 
 from src.runtime import prepare_process
+from tests.helpers import BCCD, LabelledImages
 
 prepare_process()
 
@@ -16,3 +17,15 @@ def graph_mode():
     ms.set_context(mode=ms.GRAPH_MODE)
     yield
     ms.set_context(mode=before)
+
+
+@pytest.fixture(scope="session")
+def labelled_images(tmp_path_factory):
+    """Real images of blood cells where they lie beside the project, else generated ones."""
+    if BCCD.is_dir():
+        return LabelledImages(BCCD, ("RBC", "WBC", "Platelets"))
+    from src.tools.sample_data import CLASS_NAMES, SampleSpec, make_sample_data
+
+    root = tmp_path_factory.mktemp("labelled") / "shapes"
+    make_sample_data(root, SampleSpec(num_train=40, num_val=12))
+    return LabelledImages(root, CLASS_NAMES)

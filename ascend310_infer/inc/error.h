@@ -7,7 +7,7 @@
 
 namespace detector {
 
-// A mistake the user can mend: the message says what, where, what was expected and what to do. Exit code 1.
+// A mistake the user can fix: the message says what, where, what was expected and what to do. Exit code 1.
 class UserError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

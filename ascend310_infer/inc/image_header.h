@@ -13,7 +13,8 @@ struct ImageHeader {
   int64_t height;  // pixels
 };
 
-// Throws UserError, without the file's name, when the bytes are no JPEG, PNG, BMP or WEBP, or a cut-off JPEG.
+// Throws UserError, without the file's name, when the bytes are not a JPEG, PNG, BMP or WEBP, and when a JPEG is cut
+// off.
 ImageHeader ReadHeader(const Bytes& content);
 
 }  // namespace detector

@@ -31,9 +31,9 @@ std::string Usage();
 Options ParseOptions(const std::vector<std::string>& arguments);
 
 // The values of single flags; `key` is for the message of the UsageError.
-Device ParseDevice(const std::string& key, const std::string& text);
-bool ParseBool(const std::string& key, const std::string& text);
-int ParseInt(const std::string& key, const std::string& text, int least);
+Device ParseDevice(const std::string& key, const std::string& value);
+bool ParseBool(const std::string& key, const std::string& value);
+int ParseInt(const std::string& key, const std::string& value, int least);
 
 // The name a device has on the command line.
 std::string DeviceName(Device device);

@@ -23,7 +23,7 @@ struct NetworkInput {
 
 // Decodes an image file to (h, w) pixels of three bytes, RGB. Grey and palette images are converted, alpha is
 // dropped, 16-bit values are divided by 257, EXIF orientation is ignored. Throws UserError naming the file when it is
-// no complete image or too large.
+// not a complete image or too large.
 cv::Mat ReadRgb(const std::filesystem::path& path);
 
 // Resizes by OpenCV's bilinear interpolation on bytes, pads with black at the right and bottom, normalises and brings

@@ -46,7 +46,7 @@ void MakeFolder(const fs::path& path) {
   std::error_code error;
   fs::create_directories(path, error);
   if (error || !fs::is_directory(path)) {
-    throw UserError(path.string() + ": is no folder and cannot be made one (" + error.message() + ")");
+    throw UserError(path.string() + ": is not a folder and cannot be made one (" + error.message() + ")");
   }
 }
 

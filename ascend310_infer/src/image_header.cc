@@ -16,8 +16,8 @@ class Reader {
  public:
   explicit Reader(const Bytes& content) : content_(content) {}
 
-  bool Holds(size_t offset, const std::string& text) const {
-    return offset + text.size() <= content_.size() && std::equal(text.begin(), text.end(), content_.begin() + offset,
+  bool Holds(size_t offset, const std::string& bytes) const {
+    return offset + bytes.size() <= content_.size() && std::equal(bytes.begin(), bytes.end(), content_.begin() + offset,
                                                                  [](char a, uint8_t b) { return uint8_t(a) == b; });
   }
   uint32_t Byte(size_t offset) const {

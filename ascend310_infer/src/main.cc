@@ -7,9 +7,9 @@
 #include "detections.h"
 #include "error.h"
 #include "files.h"
+#include "image_list.h"
 #include "model_runner.h"
 #include "options.h"
-#include "image_list.h"
 #include "preprocess.h"
 #include "timing.h"
 

@@ -11,10 +11,10 @@ namespace {
 constexpr int kDefaultWidth = 1280;
 constexpr int kDefaultHeight = 768;
 
-std::string Text(const Shape& shape) {
-  std::string text = "(";
-  for (const int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + ")";
+std::string AsString(const Shape& shape) {
+  std::string result = "(";
+  for (const int64_t size : shape) result += (result.size() > 1 ? ", " : "") + std::to_string(size);
+  return result + ")";
 }
 
 void CheckInputs(const std::vector<Shape>& shapes) {
@@ -22,7 +22,7 @@ void CheckInputs(const std::vector<Shape>& shapes) {
                     shapes[0][2] != 0 && shapes[0][3] != 0 && shapes[1] == Shape{1, 4};
   if (fits) return;
   std::string found;
-  for (const Shape& shape : shapes) found += (found.empty() ? "" : ", ") + Text(shape);
+  for (const Shape& shape : shapes) found += (found.empty() ? "" : ", ") + AsString(shape);
   throw UserError("has inputs " + found + "; expected image (1, 3, H, W) and metadata (1, 4). Export the model with "
                   "export.py and --test_batch_size=1");
 }

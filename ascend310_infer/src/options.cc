@@ -19,15 +19,15 @@ using Setter = std::function<void(const std::string&)>;
 
 std::map<std::string, Setter> Setters(Options* options) {
   return {
-      {"mindir_path", [=](const std::string& text) { options->mindir_path = text; }},
-      {"dataset_path", [=](const std::string& text) { options->dataset_path = text; }},
-      {"device_type", [=](const std::string& text) { options->device = ParseDevice("device_type", text); }},
-      {"device_id", [=](const std::string& text) { options->device_id = ParseInt("device_id", text, 0); }},
-      {"image_width", [=](const std::string& text) { options->image_width = ParseInt("image_width", text, 1); }},
-      {"image_height", [=](const std::string& text) { options->image_height = ParseInt("image_height", text, 1); }},
-      {"keep_ratio", [=](const std::string& text) { options->keep_ratio = ParseBool("keep_ratio", text); }},
-      {"result_path", [=](const std::string& text) { options->result_path = text; }},
-      {"time_path", [=](const std::string& text) { options->time_path = text; }},
+      {"mindir_path", [=](const std::string& value) { options->mindir_path = value; }},
+      {"dataset_path", [=](const std::string& value) { options->dataset_path = value; }},
+      {"device_type", [=](const std::string& value) { options->device = ParseDevice("device_type", value); }},
+      {"device_id", [=](const std::string& value) { options->device_id = ParseInt("device_id", value, 0); }},
+      {"image_width", [=](const std::string& value) { options->image_width = ParseInt("image_width", value, 1); }},
+      {"image_height", [=](const std::string& value) { options->image_height = ParseInt("image_height", value, 1); }},
+      {"keep_ratio", [=](const std::string& value) { options->keep_ratio = ParseBool("keep_ratio", value); }},
+      {"result_path", [=](const std::string& value) { options->result_path = value; }},
+      {"time_path", [=](const std::string& value) { options->time_path = value; }},
   };
 }
 
@@ -61,29 +61,29 @@ Options ParseOptions(const std::vector<std::string>& arguments) {
   return options;
 }
 
-Device ParseDevice(const std::string& key, const std::string& text) {
-  const auto found = kDevices.find(text);
+Device ParseDevice(const std::string& key, const std::string& value) {
+  const auto found = kDevices.find(value);
   if (found == kDevices.end()) {
-    throw UsageError("'" + text + "' is no value of " + key + "; expected Ascend310, Ascend, GPU or CPU");
+    throw UsageError("'" + value + "' is not a value of " + key + "; expected Ascend310, Ascend, GPU or CPU");
   }
   return found->second;
 }
 
-bool ParseBool(const std::string& key, const std::string& text) {
-  if (text == "true" || text == "True") return true;
-  if (text == "false" || text == "False") return false;
-  throw UsageError("'" + text + "' is no value of " + key + "; expected true or false");
+bool ParseBool(const std::string& key, const std::string& value) {
+  if (value == "true" || value == "True") return true;
+  if (value == "false" || value == "False") return false;
+  throw UsageError("'" + value + "' is not a value of " + key + "; expected true or false");
 }
 
-int ParseInt(const std::string& key, const std::string& text, int least) {
-  int value = 0;
-  const char* end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, value);
-  if (error != std::errc() || stop != end || value < least || value > kLargestInt) {
-    throw UsageError("'" + text + "' is no value of " + key + "; expected a whole number from " +
+int ParseInt(const std::string& key, const std::string& value, int least) {
+  int number = 0;
+  const char* end = value.data() + value.size();
+  const auto [stop, error] = std::from_chars(value.data(), end, number);
+  if (error != std::errc() || stop != end || number < least || number > kLargestInt) {
+    throw UsageError("'" + value + "' is not a value of " + key + "; expected an integer from " +
                      std::to_string(least) + " to " + std::to_string(kLargestInt));
   }
-  return value;
+  return number;
 }
 
 std::string DeviceName(Device device) {

@@ -25,7 +25,7 @@ struct Resized {
   double scale_w;
 };
 
-// (h, w) pixels of three 16-bit values to bytes. 257 is odd, so no quotient lies half-way between two integers and
+// (h, w) pixels of three 16-bit values to bytes. 257 is odd, so no quotient lies halfway between two integers and
 // adding half the divisor rounds as numpy's rint does.
 cv::Mat BytesOf16Bit(const cv::Mat& deep) {
   cv::Mat bytes(deep.size(), CV_8UC3);

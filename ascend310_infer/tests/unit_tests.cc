@@ -8,10 +8,10 @@
 #include "detections.h"
 #include "error.h"
 #include "files.h"
-#include "model_contract.h"
-#include "options.h"
 #include "image_header.h"
 #include "image_list.h"
+#include "model_contract.h"
+#include "options.h"
 #include "timing.h"
 
 namespace {
@@ -79,7 +79,7 @@ void TestOptions() {
   }
   CheckThrows<detector::UsageError>([] { detector::ParseOptions({"--mindir_path=a"}); }, "dataset_path");
   CheckThrows<detector::UsageError>([] { detector::ParseDevice("device_type", "TPU"); },
-                                    "'TPU' is no value of device_type; expected Ascend310, Ascend, GPU or CPU");
+                                    "'TPU' is not a value of device_type; expected Ascend310, Ascend, GPU or CPU");
   for (const std::string name : {"Ascend310", "Ascend", "GPU", "CPU"}) {
     Check(detector::DeviceName(detector::ParseDevice("device_type", name)) == name, "device " + name);
   }
@@ -140,7 +140,7 @@ void TestFiles() {
   detector::MakeFolder(folder / "x/y");
   detector::MakeFolder(folder / "x/y");
   Check(fs::is_directory(folder / "x/y"), "folder made");
-  CheckThrows<detector::UserError>([&] { detector::MakeFolder(folder / "ten"); }, "ten: is no folder");
+  CheckThrows<detector::UserError>([&] { detector::MakeFolder(folder / "ten"); }, "ten: is not a folder");
 }
 
 void TestHeaders() {

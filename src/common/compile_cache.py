@@ -1,7 +1,7 @@
 """Compiled graphs that outlive their process: the next start with the same settings compiles in seconds.
 
 MindSpore can keep a graph on disk, but it looks only at the source files when it takes one up again: a graph compiled
-with another threshold would be used without a word. So every graph gets a folder of its own, named after all that it
+with another threshold would be used silently. So every graph gets a folder of its own, named after all that it
 depends on.
 """
 
@@ -18,7 +18,8 @@ from pathlib import Path
 import mindspore as ms
 from mindspore import nn
 
-from src.model_utils.config import Config, graph_settings
+from src.model_utils.config import Config
+from src.model_utils.keys import graph_settings
 
 LOGGER = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ MAX_GRAPHS = 20
 _NAME = re.compile(r"(\.partial-\d+-)?[0-9a-f]{32}")
 
 # MindSpore reads the folder once in a process and numbers its graphs: one graph of each process is kept.
-_compiled = []
+_compiled: list[bool] = []
 
 
 def compile_once(cell: nn.Cell, inputs: Sequence[ms.Tensor], config: Config) -> None:
@@ -76,7 +77,7 @@ def compile_once(cell: nn.Cell, inputs: Sequence[ms.Tensor], config: Config) -> 
 
 def _publish(partial: Path, folder: Path) -> None:
     """Give a folder that holds a whole graph its name, and drop the oldest of too many."""
-    # MindSpore goes on without a word when the disk is full.
+    # MindSpore goes on silently when the disk is full.
     written = [path for path in partial.rglob("*") if path.is_file()]
     try:
         if len(written) < 2 or not all(path.stat().st_size for path in written):

@@ -1,9 +1,11 @@
-"""Writing result files so that a failure never costs the file that was there before."""
+"""Writing files and folders so that a failure never costs what was there before."""
 
+import contextlib
+import glob
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise cannot_write(path, error) from error
     finally:
-        for leftover in path.parent.glob(f"{partial.name}*"):
+        for leftover in path.parent.glob(f"{glob.escape(partial.name)}*"):
             leftover.unlink()
     return path
 
@@ -59,6 +61,40 @@ def remove_partial_files(folder: str | Path) -> None:
 def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> Path:
     """Write a value as JSON by `write_bytes`; NaN and infinity, which JSON lacks, are a ValueError."""
     return write_bytes(path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | Path, unfinished: Path | None = None) -> Iterator[Path]:
+    """Make a folder whole or not at all; folders above it are made.
+
+    The block fills another folder, which takes the target's place when the block ends and is removed when it fails.
+    What a killed run left there is removed first.
+
+    Args:
+        path (str | Path): the folder to make; by the end of the block it does not exist or is empty.
+        unfinished (Path | None): the folder to fill, on the same disk; None for `.NAME.unfinished` beside the target.
+
+    Yields:
+        Path: the folder to fill, empty.
+
+    Raises:
+        OSError: a folder cannot be made, removed or renamed.
+    """
+    path = Path(path)
+    unfinished = unfinished or path.with_name(f".{path.name}.unfinished")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def file_size(path: str | Path) -> int | None:
+    """Bytes of a file; None where there is none, also for a name that is too long."""
+    return os.stat(path).st_size if os.path.isfile(path) else None  # noqa: PTH113, PTH116 - Path raises for such a name
 
 
 def open_to_others(path: Path) -> None:

@@ -18,9 +18,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from src.common.wording import MAX_LISTED, count_of, listed, short
+from src.common.wording import count_of, listed, short
 from src.model_utils.errors import UserError
 
 MAX_ANNOTATION_BYTES = 4 << 30
@@ -63,14 +63,15 @@ def load_coco_file(
         CocoFile: ids are unique and every id that an annotation names exists.
 
     Raises:
-        UserError: no JSON, wrong keys, no images, an entry without its fields or with one of another kind, an id or an
+        UserError: not JSON, wrong keys, no images, an entry without its fields or with one of another kind, an id or an
             image twice, other classes; names the file and the entry.
     """
     path = Path(path)
     content = _read_json(path)
     for key in _KEYS:
         if not isinstance(content.get(key), list):
-            found = f"keys {list(content)[:MAX_LISTED]}" if key not in content else f"{key!r} is not a list"
+            keys = listed([repr(name) for name in content], separator=", ") or "none"
+            found = f"has the keys {keys}" if key not in content else f"{key!r} is not a list"
             raise UserError(f"{path}: {found}; a COCO annotation file has the lists {', '.join(_KEYS)}")
     if not content["images"]:
         raise UserError(f"{path}: 'images' is empty; expected at least one image")
@@ -92,10 +93,10 @@ def load_coco_file(
 
 
 def bbox_numbers(row: dict, path: Path) -> list[float]:
-    """The four numbers of `bbox`; UserError when they are none."""
+    """The four numbers of `bbox`; UserError when it is anything else."""
     bbox = row.get("bbox")
     if isinstance(bbox, list) and len(bbox) == 4 and {*map(type, bbox)} <= {int, float}:
-        with contextlib.suppress(OverflowError):  # a whole number of more than 308 digits
+        with contextlib.suppress(OverflowError):  # an integer of more than 308 digits
             return [float(number) for number in bbox]
     raise UserError(
         f"{path}: annotation {row['id']} has bbox {short(repr(bbox))}; expected four numbers [x, y, width, height]"
@@ -165,7 +166,7 @@ def _is_rotated(row: dict) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    with contextlib.suppress(OverflowError):  # a whole number of more than 308 digits
+    with contextlib.suppress(OverflowError):  # an integer of more than 308 digits
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return False
 
@@ -176,7 +177,7 @@ def _is_number(value: object) -> bool:
 def _used_categories(
     categories: list[dict], annotations: list[dict], class_names: Sequence[str], path: Path, remarks: list[str]
 ) -> list[dict]:
-    """Without those that no annotation uses and that are no class, or have the name of another one.
+    """Without those that no annotation uses and that are not a class, or have the name of another one.
 
     Tools write such at the top: a group of classes, "background", the data set's own name.
     """
@@ -216,7 +217,7 @@ def _match_categories(
         near = {name: difflib.get_close_matches(name, only_config, n=1, cutoff=0.6) for name in only_file}
         hints = [f"{name!r} is perhaps {match[0]!r}" for name, match in near.items() if match]
         if "background" in only_file:
-            hints.append("boxes of 'background' are no objects: remove them")
+            hints.append("boxes of 'background' are not objects: remove them")
         raise UserError(
             f"{path} and coco_classes do not have the same classes. Only in the file: {only_file}. "
             f"Only in coco_classes: {only_config}. {'; '.join(hints) + '. ' if hints else ''}"
@@ -240,7 +241,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     data = read_limited(path)
     try:
         content = json.loads(data)
-    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
         raise UserError(f"{path}: is not valid JSON ({error}); the file is damaged or incomplete") from error
     if not isinstance(content, dict):
         raise UserError(
@@ -264,24 +265,23 @@ def read_limited(path: Path) -> bytes:
     return data
 
 
-def is_side(value: object) -> bool:
+def is_side(value: object) -> TypeGuard[int]:
     """Whether a value can be a width or height in pixels."""
     return _is_id(value) and value > 0
 
 
-def _is_id(value: object) -> bool:
+def _is_id(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_ID
 
 
 def _by_id(rows: list, what: str, path: Path) -> dict[int, dict]:
-    """Entries by their id; UserError for an entry that is none, and for an id that comes twice."""
+    """Entries by their id; UserError for an entry without an id, and for an id that comes twice."""
     found: dict[int, dict] = {}
     for index, row in enumerate(rows):
         if not isinstance(row, dict) or not _is_id(row.get("id")):
             shown = row.get("id") if isinstance(row, dict) else row
             raise UserError(
-                f"{path}: {what}[{index}] has the id {short(repr(shown))}; every entry needs an id, "
-                "a whole number from 0"
+                f"{path}: {what}[{index}] has the id {short(repr(shown))}; every entry needs an id, an integer from 0"
             )
         if row["id"] in found:
             raise UserError(f"{path}: the id {row['id']} occurs twice in {what!r}; ids must be unique")
@@ -295,7 +295,7 @@ def _check_names(rows: list[dict], what: str, key: str, path: Path) -> None:
     for row in rows:
         name = row.get(key)
         if not isinstance(name, str) or not name:
-            raise UserError(f"{path}: id {row['id']} in {what!r} has {key} {name!r}; expected a text")
+            raise UserError(f"{path}: id {row['id']} in {what!r} has {key} {name!r}; expected a string")
         if name in first:
             raise UserError(
                 f"{path}: {key} {name!r} has the ids {first[name]} and {row['id']} in {what!r}; it may occur once"

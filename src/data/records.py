@@ -1,4 +1,4 @@
-"""MindRecord files: images and boxes, checked once and packed for fast reading.
+"""Sets of MindRecord files: which of them are of these very images, and who makes, uses and removes them.
 
 Each set of records lies in a folder of its own in `mindrecord_dir`, named after what it holds: `train-` or `eval-` and
 a digest of annotations, image folder, classes, and size and time of every image. So two programs may work in the
@@ -19,27 +19,16 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
-from mindspore.mindrecord import FileWriter
-from tqdm import tqdm
-
-from src.common.files import open_to_others, write_json
-from src.common.wording import MAX_LISTED, count_of, listed, listed_below
-from src.data.annotations import (
-    ImageAnnotation,
-    annotation_file,
-    box_faults,
-    find_below,
-    image_folder,
-    load_annotations,
-)
-from src.data.transforms import MAX_IMAGE_BYTES, ImageError, checked_rgb_of, read_bytes, stored_bytes
+from src.common.files import file_size, open_to_others, whole_folder, write_json
+from src.common.wording import count_of, listed
+from src.data.annotations import load_annotations
+from src.data.conversion import ConversionReport, existing_images, write_records
+from src.data.data_paths import annotation_file, find_below, image_folder
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError
 
@@ -49,60 +38,11 @@ TRAIN_NAME, NUM_TRAIN_FILES = "FasterRcnn.mindrecord", 8
 EVAL_NAME, NUM_EVAL_FILES = "FasterRcnn_eval.mindrecord", 1
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2  # of rows and manifest; another number makes old records stale
-# An image without boxes has one row of zeros and num_boxes 0: MindRecord gives back garbage for empty arrays.
-SCHEMA = {
-    "image": {"type": "bytes"},
-    "image_id": {"type": "int64"},
-    "num_boxes": {"type": "int32"},
-    "box": {"type": "float32", "shape": [-1, 4]},
-    "label": {"type": "int32", "shape": [-1]},
-    "crowd": {"type": "int32", "shape": [-1]},
-}
-ROWS_PER_WRITE = 64
 STALL_SECONDS = 600.0  # who waits gives up when nothing has changed for so long
-# From this share of boxes on it looks as if they were meant otherwise.
-SUSPICIOUS_SHARE = 0.3
-_PAGE_SIZES = [1 << power for power in range(25, 29)]  # MindRecord's default, 32 MB, to its limit
-_PAGE_SLACK = 1 << 20  # of a page, for what is not the image
 _HASH_BLOCK = 1 << 20
 
 # Manifests of the sets that this process reads, kept open: their locks say that the sets are in use, until it ends.
-_in_use = []
-
-
-class SizeMismatch(UserError):
-    """An image whose width and height are not those of its annotation."""
-
-
-@dataclass
-class ConversionReport:
-    """What a set of records holds and what was left out of it; kept in the manifest.
-
-    Attributes:
-        num_images (int): images in the records.
-        num_boxes (int): boxes that can be trained on.
-        num_crowd (int): crowd boxes, kept as invalid rows.
-        num_clipped (int): boxes of both kinds that reached over the image's edge.
-        num_like_corners (int): of these, those whose width and height would be a corner inside the image.
-        longest_side (float): of all boxes, pixels.
-        num_without_boxes (int): images with neither.
-        remarks (list[str]): about the annotation file, see `src.data.coco_file`.
-        dropped (list[str]): boxes left out, each by image, annotation and reason.
-        crowded (dict[str, int]): images with more than `num_gts` boxes, and how many they have.
-        skipped (list[str]): images left out because they could not be read, each with the reason.
-    """
-
-    num_images: int = 0
-    num_boxes: int = 0
-    num_crowd: int = 0
-    num_clipped: int = 0
-    num_like_corners: int = 0
-    longest_side: float = 0.0
-    num_without_boxes: int = 0
-    remarks: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    crowded: dict[str, int] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
+_in_use: list[BinaryIO] = []
 
 
 @dataclass(frozen=True)
@@ -153,7 +93,7 @@ class RecordSets:
             if not manifest or (manifest["report"]["skipped"] and not self.tolerant):
                 continue
             root = Path(self.source["image_folder"])
-            sizes = {name: _file_size(place / name) for name in self.file_names}
+            sizes = {name: file_size(place / name) for name in self.file_names}
             if sizes == manifest["files"] and manifest["pictures"] == _states(root, manifest["pictures"]):
                 return place
         return None
@@ -249,10 +189,6 @@ def _read_manifest(place: Path) -> dict[str, Any]:
         return {}
 
 
-def _file_size(path: Path) -> int | None:
-    return path.stat().st_size if os.path.isfile(path) else None  # noqa: PTH113 - False for a name too long
-
-
 # ---- several processes -----------------------------------------------------------------------------------
 
 
@@ -293,7 +229,7 @@ def _make_or_wait(config: Config, sets: RecordSets, *, makes: bool, stall_second
                     return sets.find() or _convert(config, sets)
         elif place := sets.find():
             return place
-        state = {str(path): _file_size(path) for path in (*sets.folder.glob("*"), *sets.unfinished.glob("*"))}
+        state = {str(path): file_size(path) for path in (*sets.folder.glob("*"), *sets.unfinished.glob("*"))}
         if last_state is None and makes:
             LOGGER.info("another process is making records in %s; waiting for it", sets.folder)
         if state != last_state:
@@ -366,7 +302,7 @@ def _remove_replaced(sets: RecordSets, made: Path) -> None:
         )
 
 
-# ---- conversion ------------------------------------------------------------------------------------------
+# ---- making a set ------------------------------------------------------------------------------------------
 
 
 def _convert(config: Config, sets: RecordSets) -> Path:
@@ -375,62 +311,31 @@ def _convert(config: Config, sets: RecordSets) -> Path:
     annotations = load_annotations(config, training=sets.kind == "train", remarks=report.remarks)
     root = Path(sets.source["image_folder"])
     images = _states(root, [annotation.file_name for annotation in annotations])
-    annotations, sizes = _existing_images(annotations, report, sets.tolerant)
+    annotations, sizes = existing_images(annotations, report, tolerant=sets.tolerant)
     _check_free_space(sets.folder, sum(sizes))
-    shutil.rmtree(sets.unfinished, ignore_errors=True)  # a killed run left it
+    made = sets.folder / f"{sets.prefix}{_digest(images)}"
     try:
-        sets.unfinished.mkdir()
-        writer = FileWriter(str(sets.unfinished / sets.name), len(sets.data_names))
-        writer.set_page_size(_page_size(max(sizes, default=0)))
-        writer.add_schema(SCHEMA, "images, boxes, classes")
-        _write_rows(writer, annotations, report, config, sets.tolerant)
-        writer.commit()
-        for name in sets.file_names:
-            open_to_others(sets.unfinished / name)
-        write_json(
-            sets.unfinished / MANIFEST,
-            {
-                "source": sets.source,
-                "pictures": images,
-                "report": dataclasses.asdict(report),
-                "files": {name: _file_size(sets.unfinished / name) for name in sets.file_names},
-            },
-            indent=1,
-        )
-        made = sets.folder / f"{sets.prefix}{_digest(images)}"
-        shutil.rmtree(made, ignore_errors=True)  # a damaged or a tolerant one
-        sets.unfinished.rename(made)
+        with whole_folder(made, sets.unfinished) as folder:
+            write_records(
+                folder / sets.name, len(sets.data_names), annotations, sizes, report, config, tolerant=sets.tolerant
+            )
+            for name in sets.file_names:
+                open_to_others(folder / name)
+            write_json(
+                folder / MANIFEST,
+                {
+                    "source": sets.source,
+                    "pictures": images,
+                    "report": dataclasses.asdict(report),
+                    "files": {name: file_size(folder / name) for name in sets.file_names},
+                },
+                indent=1,
+            )
+            shutil.rmtree(made, ignore_errors=True)  # a damaged or a tolerant one
     except OSError as error:
         raise _not_writable(sets.folder, error) from error
-    finally:
-        shutil.rmtree(sets.unfinished, ignore_errors=True)
     _remove_replaced(sets, made)
     return made
-
-
-def _existing_images(
-    annotations: Sequence[ImageAnnotation], report: ConversionReport, tolerant: bool
-) -> tuple[list[ImageAnnotation], list[int]]:
-    """The images that are there, with their sizes in bytes; the others are refused or skipped."""
-    found, sizes, missing = [], [], []
-    for annotation in annotations:
-        size = _file_size(annotation.path)
-        if size is None:
-            missing.append(f"{annotation.path}: there is no such file")
-        else:
-            found.append(annotation)
-            sizes.append(min(size, MAX_IMAGE_BYTES))  # larger ones are refused when they are read
-    if missing and not tolerant:
-        _refuse_images(missing)
-    report.skipped += missing
-    return found, sizes
-
-
-def _refuse_images(faults: Sequence[str]) -> None:
-    raise UserError(
-        f"{count_of(len(faults), 'image')} cannot be used:{listed_below(faults)}\n"
-        "repair or remove them and their annotations; for training, skip_bad_images leaves out what cannot be read"
-    )
 
 
 def _check_free_space(folder: Path, num_bytes: int) -> None:
@@ -439,99 +344,6 @@ def _check_free_space(folder: Path, num_bytes: int) -> None:
         raise UserError(
             f"{folder}: the records need about {num_bytes:,} bytes, {free:,} are free; give another mindrecord_dir"
         )
-
-
-def _page_size(largest_image: int) -> int:
-    """The smallest page of MindRecord that a row with this image fits in."""
-    return next(size for size in _PAGE_SIZES if size >= largest_image + _PAGE_SLACK)
-
-
-def _write_rows(
-    writer: FileWriter, annotations: Sequence[ImageAnnotation], report: ConversionReport, config: Config, tolerant: bool
-) -> None:
-    faults: list[str] = []  # of images that must not be skipped
-    progress = tqdm(total=len(annotations), desc="checking images", unit="image", disable=None)
-    with progress, ThreadPoolExecutor(num_workers(config)) as pool:
-        for first in range(0, len(annotations), ROWS_PER_WRITE):
-            chunk = annotations[first : first + ROWS_PER_WRITE]
-            rows = []
-            for annotation, (image, error) in zip(chunk, pool.map(_read_image, chunk), strict=True):
-                if error is None:
-                    rows.append(_row(annotation, *image, report, config.num_gts))
-                elif tolerant and isinstance(error, ImageError):
-                    report.skipped.append(str(error))
-                else:
-                    faults.append(str(error))
-            if len(faults) >= MAX_LISTED:
-                break
-            if rows and not faults:
-                writer.write_raw_data(rows)
-            progress.update(len(chunk))
-    if faults:
-        _refuse_images(faults)
-    if not report.num_images:
-        raise UserError(f"no image can be used: {listed(report.skipped)}")
-
-
-def num_workers(config: Config) -> int:
-    """`num_parallel_workers`, held to the cores this process may use: MindSpore refuses more."""
-    return max(1, min(config.num_parallel_workers, len(os.sched_getaffinity(0))))
-
-
-def _read_image(annotation: ImageAnnotation) -> tuple[tuple[bytes, tuple[int, int]] | None, UserError | None]:
-    """Content and (width, height) of an image that could be decoded, or else what is wrong with it."""
-    try:
-        data = read_bytes(annotation.path)
-        image = checked_rgb_of(annotation.path, data)
-        height, width = image.shape[:2]
-    except ImageError as error:
-        return None, error
-    if annotation.size not in (None, (width, height)):
-        turned = "; EXIF orientation is not applied" if annotation.size == (height, width) else ""
-        return None, SizeMismatch(
-            f"{annotation.path}: is {width} x {height} pixels, its annotation says "
-            f"{annotation.size[0]} x {annotation.size[1]}{turned}"
-        )
-    return (stored_bytes(data, image), (width, height)), None
-
-
-def _row(
-    annotation: ImageAnnotation, data: bytes, size: tuple[int, int], report: ConversionReport, num_gts: int
-) -> dict[str, Any]:
-    """One row of the records, counted in the report."""
-    faults, clipped = box_faults(annotation.boxes_xyxy, size)
-    good = faults == ""
-    report.dropped += [f"{annotation.box_name(row)} ({faults[row]})" for row in np.flatnonzero(~good)]
-    boxes, labels, is_crowd = clipped[good], annotation.labels[good], annotation.is_crowd[good]
-    num_boxes = len(boxes)
-    _look_for_other_formats(annotation.boxes_xyxy, size, report)
-    report.num_images += 1
-    report.num_crowd += int(is_crowd.sum())
-    report.num_boxes += int((~is_crowd).sum())
-    report.num_clipped += int((boxes != annotation.boxes_xyxy[good]).any(axis=1).sum())
-    report.num_without_boxes += num_boxes == 0
-    if num_boxes > num_gts:
-        report.crowded[annotation.file_name] = num_boxes
-    if num_boxes == 0:
-        boxes, labels, is_crowd = np.zeros((1, 4), np.float32), np.zeros(1, np.int32), np.zeros(1, bool)
-    return {
-        "image": data,
-        "image_id": annotation.image_id,
-        "num_boxes": num_boxes,
-        "box": boxes,
-        "label": labels,
-        "crowd": is_crowd.astype(np.int32),
-    }
-
-
-def _look_for_other_formats(boxes: np.ndarray, size: tuple[int, int], report: ConversionReport) -> None:
-    """Count what tells that boxes were meant as corners or as fractions of the image."""
-    sides = boxes[:, 2:] - boxes[:, :2]
-    report.longest_side = max(report.longest_side, float(np.nan_to_num(sides).max(initial=0.0)))
-    # The width and height of the file, taken for the lower right corner.
-    inside = (sides > boxes[:, :2]).all(axis=1) & (sides <= np.array(size) + 1).all(axis=1)
-    over = (boxes[:, 2:] > np.array(size)).any(axis=1)
-    report.num_like_corners += int((inside & over).sum())
 
 
 def _log_report(sets: RecordSets, place: Path, report: ConversionReport, num_gts: int) -> None:
@@ -547,7 +359,7 @@ def _log_report(sets: RecordSets, place: Path, report: ConversionReport, num_gts
         report.num_clipped,
         count_of(report.num_without_boxes, "image"),
     )
-    for remark in (*report.remarks, *_doubts(report)):
+    for remark in (*report.remarks, *report.doubts()):
         LOGGER.warning("%s: %s", sets.source["annotation_file"], remark)
     if report.dropped:
         is_coco_truth = not training and sets.source["dataset"] == "coco"
@@ -575,24 +387,3 @@ def _log_report(sets: RecordSets, place: Path, report: ConversionReport, num_gts
         )
     if training and not report.num_boxes:
         LOGGER.warning("no image has a box to learn from: only background can be learnt")
-
-
-def _doubts(report: ConversionReport) -> Iterator[str]:
-    """Sentences about boxes that look as if they were meant otherwise."""
-    total = report.num_boxes + report.num_crowd + len(report.dropped)
-    num_flat = sum(text.endswith("(no area)") for text in report.dropped)
-    if total and 0 < report.longest_side <= 1:
-        yield (
-            f"no box is wider or higher than 1 pixel (the longest side is {report.longest_side:g}): are they "
-            "fractions of the image's width and height? Expected are pixels"
-        )
-    elif report.num_clipped > SUSPICIOUS_SHARE * total:
-        guess = ""
-        if report.num_like_corners > report.num_clipped / 2:
-            guess = ": are they corners, x1, y1, x2, y2? Expected are x, y, width, height"
-        yield f"{report.num_clipped} of {count_of(total, 'box', 'boxes')} reach over the edge of their image{guess}"
-    elif num_flat > SUSPICIOUS_SHARE * total:
-        yield (
-            f"{num_flat} of {count_of(total, 'box', 'boxes')} have no area: are they x, y, width, height in a list "
-            "of corners, x1, y1, x2, y2?"
-        )

@@ -71,7 +71,7 @@ def export_detector(config: Config) -> Path:
         )
     if config.file_format != "ONNX" and config.onnx_precision != "float32":
         raise UserError(
-            f"onnx_precision {config.onnx_precision} goes with file_format ONNX, which is {config.file_format}"
+            f"onnx_precision {config.onnx_precision} is for file_format ONNX, but file_format is {config.file_format}"
         )
     suffix = SUFFIXES[config.file_format]
     path = Path(config.file_name if config.file_name.endswith(suffix) else config.file_name + suffix)
@@ -102,7 +102,7 @@ def _write_mindspore(network: nn.Cell, config: Config, path: Path) -> None:
     options = {}
     if config.file_format == "MINDIR":
         options["custom_func"] = lambda content: content.user_info.update(_notes(config))
-    # MindSpore's export takes no path with blanks and makes files that only their owner can read.
+    # MindSpore's export takes no path with spaces and makes files that only their owner can read.
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / f"detector{path.suffix}"
         ms.export(network, *inputs, file_name=str(written), file_format=config.file_format, **options)
@@ -198,15 +198,17 @@ def sample_images(canvas_height: int, canvas_width: int) -> dict[str, np.ndarray
     return {GENERATED: generated, BLACK: np.zeros((height, width, 3), np.uint8)}
 
 
+def _all_detections(model: Model, image: np.ndarray, meta: np.ndarray) -> Detections:
+    boxes, labels, mask = (output[0] for output in model(image[None], meta[None])[:3])
+    return detections_from_outputs(boxes, labels, mask, max_detections=None)
+
+
 def _check(model: Model, reference: Model, exact: bool) -> None:
     """Run the file and the network on the sample images and say how they differ."""
     canvas = reference.info.canvas
     for name, pixels in sample_images(canvas.height, canvas.width).items():
-        image, meta = (array[None] for array in evaluation_input(pixels, canvas))
-        expected, found = (
-            detections_from_outputs(*(output[0] for output in run(image, meta)[:3]), max_detections=None)
-            for run in (reference, model)
-        )
+        image, meta = evaluation_input(pixels, canvas)
+        expected, found = (_all_detections(run, image, meta) for run in (reference, model))
         difference = compare_detections(expected, found)
         LOGGER.info(
             "%s: network %d detections, file %d, %d in common; largest difference among these: box %.2g px, score %.2g",

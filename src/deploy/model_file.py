@@ -17,13 +17,13 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from mindspore import nn
 
+from src import __version__
 from src.common.compile_cache import compile_once
 from src.convert_checkpoint import load_detector, noted_config
 from src.data.transforms import PIXEL_MEAN, PIXEL_STD, Canvas
 from src.FasterRcnn import build_detector
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError, first_line
-from src.util import DetectionCell, filled_up
 from src.weights.detector_notes import EXPORTED, noted_settings, settled
 
 LOGGER = logging.getLogger(__name__)
@@ -78,8 +78,10 @@ class ModelInfo:
         )
 
     def notes(self) -> dict[str, str]:
-        """Keys and JSON texts as exported files carry them; versions and conventions besides."""
-        versions = {package: version(package) for package in ("mindspore", "onnx")}
+        """Keys and JSON strings as exported files carry them; versions and conventions besides."""
+        versions = {"faster-rcnn-mindspore": __version__} | {
+            package: version(package) for package in ("mindspore", "onnx")
+        }
         values = dataclasses.asdict(self) | CONVENTIONS | {"versions": versions}
         return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
 
@@ -165,8 +167,8 @@ class Model:
                 f"{self.path}: {num_images} images with {len(metas)} rows of metadata; expected as many of "
                 f"both, {f'up to {self.batch_size}' if self.batch_size else 'any number'}"
             )
-        if self.batch_size:
-            images, metas = filled_up(images, self.batch_size), filled_up(metas, self.batch_size)
+        if self.batch_size and num_images < self.batch_size:
+            images, metas = _filled_up(images, self.batch_size), _filled_up(metas, self.batch_size)
         return [output[:num_images] for output in self.run(images, metas)]
 
     def _check_input(self, what: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -177,13 +179,18 @@ class Model:
             )
 
 
+def _filled_up(array: np.ndarray, batch_size: int) -> np.ndarray:
+    """Repeat the last row until there are `batch_size` rows."""
+    return np.concatenate([array, np.repeat(array[-1:], batch_size - len(array), axis=0)])
+
+
 def load_model(path: str | Path, config: Config) -> Model:
     """Load a detector for inference.
 
     Args:
         path (str | Path): a checkpoint (.ckpt), or what export.py has written (.onnx, .mindir).
         config (Config): says what the file leaves open, such as `test_batch_size` and the device. What the file notes
-            goes before it, see `src.weights.detector_notes`.
+            takes precedence over it, see `src.weights.detector_notes`.
 
     Returns:
         Model: call it with images.
@@ -218,24 +225,51 @@ def open_model(path: Path, config: Config) -> Model:
     return loaders[path.suffix.lower()](path, config)
 
 
-def cell_runner(cell: nn.Cell) -> Callable[[np.ndarray, np.ndarray], list[np.ndarray]]:
-    """Arrays in, arrays out around a cell."""
+class DetectionCell(nn.Cell):
+    """The network as inference calls it: `network.detect` where there is one, else the network itself.
 
-    def run(images: np.ndarray, metas: np.ndarray) -> list[np.ndarray]:
-        return [output.asnumpy() for output in cell(ms.Tensor(images), ms.Tensor(metas))]
+    It leaves the parameters' names alone.
 
-    return run
+    Args:
+        network (nn.Cell): returns boxes (B, D, 5), labels (B, D, 1), mask (B, D, 1) for images
+            (B, 3, H, W) and image metadata (B, 4); `detect` adds truncated (B,).
+    """
+
+    def __init__(self, network: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.has_detect = hasattr(network, "detect")
+
+    def construct(self, img_data, img_metas):
+        if self.has_detect:
+            return self.network.detect(img_data, img_metas)
+        return self.network(img_data, img_metas)
 
 
-def network_model(network: nn.Cell, config: Config, path: Path) -> Model:
-    """A network in memory, built from this configuration, as a model; it is put into evaluation mode."""
+def network_model(network: nn.Cell, config: Config, path: Path = Path("network")) -> Model:
+    """A network in memory as a model. It may be in training: evaluation mode holds during each call only.
+
+    Build it once where the network is evaluated again and again: a graph is compiled for every model.
+
+    Args:
+        network (Cell): a detector, built from this configuration.
+        config (Config): its settings, and `test_batch_size`.
+        path (Path): its file, for messages.
+
+    Returns:
+        Model
+    """
     cell = DetectionCell(network)
-    cell.set_train(False)
 
     def run(*arrays: np.ndarray) -> list[np.ndarray]:
         inputs = [ms.Tensor(array) for array in arrays]
-        compile_once(cell, inputs, config)
-        return [output.asnumpy() for output in cell(*inputs)]
+        was_training = network.training
+        cell.set_train(False)
+        try:
+            compile_once(cell, inputs, config)
+            return [output.asnumpy() for output in cell(*inputs)]
+        finally:
+            network.set_train(was_training)
 
     return Model(path, ModelInfo.from_config(config), config.test_batch_size, run, config)
 
@@ -246,7 +280,7 @@ def _load_checkpoint(path: Path, config: Config) -> Model:
 
 
 def _exported(
-    notes: Mapping[str, str], path: Path, config: Config, seen: Mapping[str, Any] | None = None
+    notes: Mapping[str, str], path: Path, config: Config, seen: dict[str, Any] | None = None
 ) -> tuple[ModelInfo, Config]:
     """What an exported file says of itself and what is seen in its graph, and the configuration with it."""
     info = ModelInfo.from_notes(notes, path)
@@ -272,7 +306,7 @@ def _load_onnx(path: Path, config: Config) -> Model:
         state.RuntimeException,
     ) as error:
         raise UserError(
-            f"{path} is damaged or no ONNX file that ONNX Runtime {onnxruntime.__version__} can run: "
+            f"{path} is damaged or not an ONNX file that ONNX Runtime {onnxruntime.__version__} can run: "
             f"{first_line(error)}"
         ) from error
     _check_onnx_device(session.get_providers()[0], config)
@@ -338,7 +372,9 @@ def _load_mindir(path: Path, config: Config) -> Model:
         content.ParseFromString(path.read_bytes())
         cell = nn.GraphCell(ms.load(str(path)))
     except (DecodeError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged or no MINDIR file: {first_line(error)}") from error
+        raise UserError(f"{path} is damaged or not a MINDIR file: {first_line(error)}") from error
     batch_size = content.graph.input[0].tensor[0].dims[0]
     info, config = _exported(content.user_info, path, config, {"test_batch_size": batch_size})
-    return Model(path, info, batch_size, cell_runner(cell), config)
+    return Model(
+        path, info, batch_size, lambda *arrays: [output.asnumpy() for output in cell(*map(ms.Tensor, arrays))], config
+    )

@@ -10,7 +10,8 @@ import onnx
 
 from src.common.progress import with_progress
 from src.data.annotations import load_annotations
-from src.data.transforms import Canvas, evaluation_input, read_rgb
+from src.data.image_files import read_rgb
+from src.data.transforms import Canvas, evaluation_input
 from src.deploy.onnx_graph import INPUT_NAMES
 from src.model_utils.config import Config
 

@@ -8,28 +8,25 @@ For an image called NAME.SUFFIX, in whatever folder, there are, one after the ot
 
 All numbers are little-endian. The mask tells D, and the bytes of boxes per row, 20 or 10, their type.
 
-NAME is compared in Unicode form NFC, since macOS writes "ü" as two signs and annotation files as one, and folders may
-stand before "/" or, as Windows writes them, before a backslash.
+NAME is compared in Unicode form NFC, since macOS writes "ü" as two characters and annotation files as one, and folders
+may stand before "/" or, as Windows writes them, before a backslash.
 """
 
 import logging
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from src.common.wording import count_of, listed
 from src.model_utils.errors import UserError
-
-if TYPE_CHECKING:
-    from src.util import CocoEvaluator
+from src.util import CocoEvaluator
 
 LOGGER = logging.getLogger(__name__)
 
 NUM_FILES = 3
-BOX_TYPES = {20: np.dtype("<f4"), 10: np.dtype("<f2")}  # by bytes per row of five numbers
+BOX_TYPES: dict[int, np.dtype] = {20: np.dtype("<f4"), 10: np.dtype("<f2")}  # by bytes per row of five numbers
 LABEL_TYPE = np.dtype("<i4")
 
 
@@ -75,7 +72,7 @@ def read_result_files(folder: str | Path, name: str) -> tuple[np.ndarray, np.nda
     boxes = _content(boxes_path)
     box_type = BOX_TYPES.get(len(boxes) // mask.size)
     if box_type is None or len(boxes) % mask.size:
-        expected = " or ".join(f"{mask.size * size:,} ({box_type.name})" for size, box_type in BOX_TYPES.items())
+        expected = " or ".join(f"{mask.size * size:,} ({kind.name})" for size, kind in BOX_TYPES.items())
         raise _wrong_size(boxes_path, boxes, expected, mask)
     labels = _content(labels_path)
     if len(labels) != mask.size * LABEL_TYPE.itemsize:
@@ -87,7 +84,7 @@ def read_result_files(folder: str | Path, name: str) -> tuple[np.ndarray, np.nda
     )
 
 
-def add_result_files(evaluator: "CocoEvaluator", folder: str | Path) -> None:
+def add_result_files(evaluator: CocoEvaluator, folder: str | Path) -> None:
     """Hand the result files of every image of the ground truth to its evaluator.
 
     Args:

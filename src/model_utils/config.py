@@ -1,6 +1,6 @@
 """The configuration: one frozen value that holds every setting of a run.
 
-``load_config(argv)`` puts four layers on top of each other, later ones first in rank:
+``load_config(argv)`` puts four layers on top of each other, later ones take precedence:
 
 1. ``default_config.yaml``,
 2. the file of the backbone (``default_config_101.yaml``, ``default_config_152.yaml``): differences only,
@@ -16,9 +16,10 @@ maps) is computed here and nowhere else.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ from typing import Any
 from src.model_utils.config_checks import (
     BACKBONE_BLOCKS,
     BACKBONE_FILES,
-    ConfigError,
-    as_text,
+    COMMAND_LINE,
+    as_yaml,
     check_backbone,
     check_config,
     shorten,
 )
 from src.model_utils.config_file import ConfigFile, convert, nearest, parse_flag, read_config_file
+from src.model_utils.errors import ConfigError
+from src.model_utils.keys import GROUPS, Keys, RoiLayer, key_types
 
 __all__ = ["Config", "ConfigError", "RoiLayer", "describe", "load_config"]
 
@@ -48,333 +51,17 @@ DERIVED_KEYS = ("feature_shapes", "num_bboxes")
 PLACEHOLDER_COCO_ROOT = "/disk2/dataset/COCO2017"
 MINDRECORD_FOLDER = "MindRecord_COCO_TRAIN"
 PLACEHOLDER_MINDRECORD_DIRS = (f"{PLACEHOLDER_COCO_ROOT}/{MINDRECORD_FOLDER}", f"/data/{MINDRECORD_FOLDER}")
-COMMAND_LINE = "the command line"
-
-
-@dataclass(frozen=True, eq=False)
-class RoiLayer(Mapping):
-    """RoI pooling: its kind, the side of the pooled grid, the samples per bin along each axis.
-
-    An immutable mapping, as in the YAML (``config.roi_layer["out_size"]``), with attributes besides.
-    """
-
-    type: str
-    out_size: int
-    sample_num: int
-
-    def __getitem__(self, key: str) -> str | int:
-        return vars(self)[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(vars(self))
-
-    def __len__(self) -> int:
-        return len(vars(self))
-
-    def __hash__(self) -> int:
-        return hash((self.type, self.out_size, self.sample_num))
-
-
-# The keys of the YAML files, group by group; the class docstrings are the headings of --help. Meaning and
-# default of each key stand in default_config.yaml.
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Data:
-    """Data: images, annotations, record files"""
-
-    dataset: str
-    coco_root: str
-    train_data_type: str
-    val_data_type: str
-    instance_set: str
-    image_dir: str
-    anno_path: str
-    val_anno_path: str
-    mindrecord_dir: str
-    prefix: str
-    coco_classes: tuple[str, ...]
-    num_classes: int
-    num_gts: int
-    ignore_unknown: bool
-    skip_bad_images: bool
-    num_parallel_workers: int
-    python_multiprocessing: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Canvas:
-    """Canvas and augmentation"""
-
-    img_width: int
-    img_height: int
-    keep_ratio: bool
-    flip_ratio: float
-    expand_ratio: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Backbone:
-    """Backbone"""
-
-    backbone: str
-    resnet_block: tuple[int, ...]
-    resnet_in_channels: tuple[int, ...]
-    resnet_out_channels: tuple[int, ...]
-    frozen_stages: int
-    norm_eval: bool
-    stem_pool_pad: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _FeaturePyramid:
-    """Feature pyramid (FPN)"""
-
-    fpn_in_channels: tuple[int, ...]
-    fpn_out_channels: int
-    fpn_num_outs: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Anchors:
-    """Anchors"""
-
-    anchor_scales: tuple[float, ...]
-    anchor_ratios: tuple[float, ...]
-    anchor_strides: tuple[int, ...]
-    num_anchors: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _RegionProposalNetwork:
-    """Region proposal network (RPN)"""
-
-    rpn_in_channels: int
-    rpn_feat_channels: int
-    rpn_cls_out_channels: int
-    rpn_loss_cls_weight: float
-    rpn_loss_reg_weight: float
-    rpn_target_means: tuple[float, ...]
-    rpn_target_stds: tuple[float, ...]
-    rpn_head_use_sigmoid: bool
-    rpn_head_weight: float
-    activate_num_classes: int
-    use_sigmoid_cls: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _AnchorTargets:
-    """Anchor targets: which anchors the RPN learns from"""
-
-    neg_iou_thr: float
-    pos_iou_thr: float
-    min_pos_iou: float
-    num_expected_neg: int
-    num_expected_pos: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TrainingProposals:
-    """Proposals in training"""
-
-    rpn_proposal_nms_across_levels: bool
-    rpn_proposal_nms_pre: int
-    rpn_proposal_nms_post: int
-    rpn_proposal_max_num: int
-    rpn_proposal_nms_thr: float
-    rpn_proposal_min_bbox_size: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _EvaluationProposals:
-    """Proposals in evaluation and inference"""
-
-    rpn_nms_across_levels: bool
-    rpn_nms_pre: int
-    rpn_nms_post: int
-    rpn_max_num: int
-    rpn_nms_thr: float
-    rpn_min_bbox_min_size: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _BoxTargets:
-    """Box targets: which proposals the box head learns from"""
-
-    neg_iou_thr_stage2: float
-    pos_iou_thr_stage2: float
-    min_pos_iou_stage2: float
-    num_bboxes_stage2: int
-    num_expected_pos_stage2: int
-    num_expected_neg_stage2: int
-    num_expected_total_stage2: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _RoiAlign:
-    """RoIAlign"""
-
-    roi_layer: RoiLayer
-    roi_align_out_channels: int
-    roi_align_featmap_strides: tuple[int, ...]
-    roi_align_finest_scale: int
-    roi_sample_num: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _BoxHead:
-    """Box head"""
-
-    rcnn_num_layers: int
-    rcnn_in_channels: int
-    rcnn_fc_out_channels: int
-    rcnn_loss_cls_weight: float
-    rcnn_loss_reg_weight: float
-    rcnn_target_means: tuple[float, ...]
-    rcnn_target_stds: tuple[float, ...]
-    without_bg_loss: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Detections:
-    """Detections: thresholds and limits of evaluation and inference"""
-
-    test_score_thr: float
-    test_iou_thr: float
-    test_max_per_img: int
-    test_nms_candidates: int
-    test_batch_size: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Optimiser:
-    """Optimiser and schedule"""
-
-    opt_type: str
-    base_lr: float
-    lr_type: str
-    warmup_step: int
-    warmup_ratio: float
-    milestones: tuple[int, ...]
-    sgd_step: tuple[int, ...]
-    momentum: float
-    sgd_momentum: float
-    weight_decay: float
-    epoch_size: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Gradients:
-    """Batches, gradients, seed"""
-
-    loss_scale: float
-    grad_clip: bool
-    grad_clip_norm: float
-    batch_size: int
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Checkpoints:
-    """Weights to start from, checkpoints, logs"""
-
-    pre_trained: str
-    finetune: bool
-    save_checkpoint: bool
-    save_checkpoint_epochs: int
-    keep_checkpoint_max: int
-    save_checkpoint_path: str
-    keep_old_run: bool
-    log_interval: int
-    log_summary: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Evaluation:
-    """Evaluation"""
-
-    run_eval: bool
-    interval: int
-    checkpoint_path: str
-    result_path: str
-    eval_output_path: str
-    draw_images: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Export:
-    """Export"""
-
-    file_name: str
-    file_format: str
-    ckpt_file: str
-    onnx_precision: str
-    calibration_images: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Device:
-    """Device"""
-
-    device_target: str
-    device_id: int
-    run_distribute: bool
-    device_num: int
-    rank_id: int
-    enable_profiling: bool
-    compile_cache_path: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ModelArts:
-    """ModelArts"""
-
-    enable_modelarts: bool
-    data_url: str
-    train_url: str
-    checkpoint_url: str
-    data_path: str
-    output_path: str
-    load_path: str
-
-
-GROUPS = (
-    _Data,
-    _Canvas,
-    _Backbone,
-    _FeaturePyramid,
-    _Anchors,
-    _RegionProposalNetwork,
-    _AnchorTargets,
-    _TrainingProposals,
-    _EvaluationProposals,
-    _BoxTargets,
-    _RoiAlign,
-    _BoxHead,
-    _Detections,
-    _Optimiser,
-    _Gradients,
-    _Checkpoints,
-    _Evaluation,
-    _Export,
-    _Device,
-    _ModelArts,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(*GROUPS):
+class Config(Keys):
     """Every setting of a run, one attribute per key of ``default_config.yaml``.
 
     Immutable and hashable: lists of the YAML are tuples, ``roi_layer`` is a ``RoiLayer``. A changed copy is
     ``dataclasses.replace(config, img_width=640)``, which checks ranges and equations again. Only that
     ``resnet_block`` fits ``backbone`` is checked for files and flags alone: code may build a smaller network.
 
-    Args:
-        config_path (str): the file that the values come from.
-        command_line (frozenset[str]): the keys given as flags; all others come from files.
-        file_keys (frozenset[str]): the keys that the user's own file sets: all that stand in a file which holds only
-            what it changes; in a copy of a shipped file those with another value than there.
+    Args: see ``Keys``.
 
     Raises:
         ConfigError: a value is out of range or contradicts another one.
@@ -384,10 +71,6 @@ class Config(*GROUPS):
         >>> config.resnet_block, config.feature_shapes[-1], config.num_fg_classes
         ((3, 4, 23, 3), (10, 10), 80)
     """
-
-    config_path: str
-    command_line: frozenset[str]
-    file_keys: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -411,18 +94,6 @@ class Config(*GROUPS):
     def num_bboxes(self) -> int:
         """Number of anchors of the whole canvas, all levels together."""
         return self.num_anchors * sum(height * width for height, width in self.feature_shapes)
-
-
-def key_types() -> dict[str, Any]:
-    """The type of every key, in the order of ``default_config.yaml``."""
-    hints = typing.get_type_hints(Config)
-    return {key: hints[key] for group in GROUPS for key in group.__annotations__}
-
-
-def graph_settings(config: Config) -> dict[str, Any]:
-    """Keys and values that the compiled network depends on; paths, data, updates and results are left out."""
-    others = (_Data, _Optimiser, _Checkpoints, _Evaluation, _Export, _Device, _ModelArts)
-    return {key: getattr(config, key) for group in GROUPS if group not in others for key in group.__annotations__}
 
 
 def load_config(argv: Sequence[str] | None = None) -> Config:
@@ -476,23 +147,29 @@ def describe(config: Config) -> list[str]:
         list[str]: "configuration: FILE", then "key = value (default ...)" in the order of the file. Flags are
         always listed, and marked.
     """
-    defaults = _convert_layer(read_config_file(REPO_ROOT / DEFAULT_FILE))
+    defaults = _convert_layer(_read_shipped(REPO_ROOT / DEFAULT_FILE))
     lines = [f"configuration: {config.config_path}"]
     for key, default in defaults.items():
         value = getattr(config, key)
         if key in config.command_line:
-            lines.append(f"{key} = {as_text(value)} (from {COMMAND_LINE}; default {shorten(default)})")
+            lines.append(f"{key} = {as_yaml(value)} (from {COMMAND_LINE}; default {shorten(default)})")
         elif value != default:
-            lines.append(f"{key} = {as_text(value)} (default {shorten(default)})")
+            lines.append(f"{key} = {as_yaml(value)} (default {shorten(default)})")
     return lines
 
 
 # ---- files -------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _read_shipped(path: Path) -> ConfigFile:
+    """A file of ours, read once: the defaults take 40 ms."""
+    return read_config_file(path)
+
+
 def _read_layers(config_path: str | None, backbone: str | None) -> list[ConfigFile]:
     """The files to put on top of each other, lowest first: the defaults, the backbone's, the user's own."""
-    layers = [read_config_file(REPO_ROOT / DEFAULT_FILE)]
+    layers = [_read_shipped(REPO_ROOT / DEFAULT_FILE)]
     own = read_config_file(_find_config_file(config_path)) if config_path is not None else None
     if own is not None:
         _check_depth(own, backbone)
@@ -500,7 +177,7 @@ def _read_layers(config_path: str | None, backbone: str | None) -> list[ConfigFi
     # An unknown or ill-typed backbone has no file here and is refused when its value is converted.
     file_name = BACKBONE_FILES.get(backbone, DEFAULT_FILE) if isinstance(backbone, str) else DEFAULT_FILE
     if file_name != DEFAULT_FILE:
-        layers.append(read_config_file(REPO_ROOT / file_name))
+        layers.append(_read_shipped(REPO_ROOT / file_name))
     if own is not None:
         layers.append(own)
     return layers
@@ -595,7 +272,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _StoreOnce(argparse.Action):
-    """Keep the text of a flag; refuse a second one, under its own name or its alias."""
+    """Keep the value of a flag; refuse a second one, under its own name or its alias."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if hasattr(namespace, self.dest):
@@ -613,7 +290,7 @@ def _parse_file_choice(argv: Sequence[str]) -> tuple[str | None, str | None]:
 
 
 def _parse_flags(argv: Sequence[str], layers: Sequence[ConfigFile]) -> dict[str, str]:
-    """The texts of the flags given, by key; ``--help`` prints the groups of keys and ends the program."""
+    """The values of the flags given, as strings by key; ``--help`` prints the groups of keys and ends the program."""
     given, rest = _build_parser(layers).parse_known_args(argv)
     if rest:
         raise _unknown_argument(rest[0])
@@ -623,15 +300,16 @@ def _parse_flags(argv: Sequence[str], layers: Sequence[ConfigFile]) -> dict[str,
 
 
 def _build_parser(layers: Sequence[ConfigFile]) -> argparse.ArgumentParser:
-    values, help_texts = {}, {}
+    values: dict[str, Any] = {}
+    help_texts: dict[str, str] = {}
     for layer in layers:
         values |= layer.values
         help_texts |= layer.help
     parser = _Parser(
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        usage="%(prog)s [--config_path=FILE] [--KEY=VALUE ...]",
-        description=f"Flags take the place of the values in {layers[-1].path}.",
+        usage="%(prog)s [--config_path=FILE] [--KEY=VALUE ...] | --version",
+        description=f"Flags take precedence over the values in {layers[-1].path}.",
     )
     parser.add_argument(
         "--config_path",

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from src.model_utils.errors import UserError
+from src.model_utils.errors import ConfigError
+from src.model_utils.keys import Keys
 
-if TYPE_CHECKING:
-    from src.model_utils.config import Config
+COMMAND_LINE = "the command line"  # the source of a value, in messages
 
 # Blocks per ResNet stage. The depth in the name is 2 + 3 x their sum: a 7x7 and a fully connected layer
 # besides three convolutions per block.
@@ -139,7 +139,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     # numpy and MindSpore both take 32 bits
     ("a number from 0 to 4294967295", lambda value: 0 <= value < 2**32, ("seed",)),
     (
-        "-1 (nothing fixed), 0 (stem) or 1 to 4 (so many stages as well)",
+        "-1 (nothing fixed), 0 (stem) or 1 to 4 (the stem and that many stages)",
         lambda value: -1 <= value <= 4,
         ("frozen_stages",),
     ),
@@ -181,22 +181,18 @@ ORDERED_KEYS = (
 )
 
 
-class ConfigError(UserError):
-    """A configuration that cannot be used: a wrong key, type, value or file."""
-
-
-def check_config(config: Config) -> None:
+def check_config(keys: Keys) -> None:
     """Refuse a configuration whose values are out of range or contradict each other.
 
     Args:
-        config (Config): every value already has the type of its field.
+        keys (Keys): every value already has the type of its field.
 
     Raises:
         ConfigError: at the first value that breaks a rule.
     """
-    _check_fixed(config)
-    _check_ranges(config)
-    _check_pairs(config)
+    _check_fixed(keys)
+    _check_ranges(keys)
+    _check_pairs(keys)
     for find_problems in (
         _class_problems,
         _level_problems,
@@ -206,11 +202,11 @@ def check_config(config: Config) -> None:
         _path_problems,
         _rank_problems,
     ):
-        for key, expected in find_problems(config):
-            raise refusal(config, key, expected)
+        for key, expected in find_problems(keys):
+            raise refusal(keys, key, expected)
 
 
-def check_backbone(config: Config) -> None:
+def check_backbone(keys: Keys) -> None:
     """Refuse a ``resnet_block`` that belongs to another ``backbone``.
 
     Applied to what files and flags say, and not to ``dataclasses.replace``: code may build a smaller network.
@@ -218,15 +214,15 @@ def check_backbone(config: Config) -> None:
     Raises:
         ConfigError: naming the configuration file that fits the backbone.
     """
-    blocks = BACKBONE_BLOCKS.get(config.backbone)
+    blocks = BACKBONE_BLOCKS.get(keys.backbone)
     if blocks is None:
-        raise refusal(config, "backbone", f"one of {', '.join(BACKBONE_BLOCKS)}")
-    if config.resnet_block != blocks:
+        raise refusal(keys, "backbone", f"one of {', '.join(BACKBONE_BLOCKS)}")
+    if keys.resnet_block != blocks:
         raise refusal(
-            config,
+            keys,
             "resnet_block",
-            f"{list(blocks)}, the blocks of {config.backbone}: choose the "
-            f"backbone that fits, or use --config_path={BACKBONE_FILES[config.backbone]}",
+            f"{list(blocks)}, the blocks of {keys.backbone}: choose the "
+            f"backbone that fits, or use --config_path={BACKBONE_FILES[keys.backbone]}",
         )
 
 
@@ -239,29 +235,29 @@ MODEL_KEYS = {
 }
 
 
-def check_model_flags(config: Config, name: str, *keys: str) -> None:
+def check_model_flags(keys: Keys, name: str, *own: str) -> None:
     """Refuse a flag that names a model for another program: it would be read and ignored.
 
     Args:
-        config (Config): of the run.
+        keys (Keys): of the run.
         name (str): how this program is given its model, such as "--checkpoint_path".
-        keys (str): those of MODEL_KEYS that it reads.
+        own (str): those of MODEL_KEYS that it reads.
 
     Raises:
         ConfigError: naming both flags.
     """
-    for key in sorted((MODEL_KEYS.keys() - set(keys)) & config.command_line):
+    for key in sorted((MODEL_KEYS.keys() - set(own)) & keys.command_line):
         raise ConfigError(f"--{key} names a model for {MODEL_KEYS[key]}; here it is given by {name}.")
 
 
-def refusal(config: Config, key: str, expected: str) -> ConfigError:
+def refusal(keys: Keys, key: str, expected: str) -> ConfigError:
     """Build the error for one key: its value, where that came from, and what was expected."""
-    value = getattr(config, key)
-    source = "the command line" if key in config.command_line else f"{config.config_path} or its defaults"
-    return ConfigError(f"{key} is {as_text(value)} (from {source}): expected {expected}.")
+    value = getattr(keys, key)
+    source = COMMAND_LINE if key in keys.command_line else f"{keys.config_path} or its defaults"
+    return ConfigError(f"{key} is {as_yaml(value)} (from {source}): expected {expected}.")
 
 
-def as_text(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """The value as a YAML file would have it: lists in brackets, mappings in braces."""
     if isinstance(value, Mapping):
         value = dict(value)
@@ -269,50 +265,50 @@ def as_text(value: Any) -> str:
 
 
 def shorten(value: Any) -> str:
-    """`as_text`, long lists cut in the middle."""
-    text = as_text(value)
+    """`as_yaml`, long lists cut in the middle."""
+    text = as_yaml(value)
     return text if len(text) <= 60 else f"{text[:40]} ... {text[-15:]}"
 
 
-def _check_fixed(config: Config) -> None:
+def _check_fixed(keys: Keys) -> None:
     for key, (only_value, reason) in FIXED_KEYS.items():
-        if getattr(config, key) != only_value:
-            raise refusal(config, key, f"its default {as_text(only_value)}; {reason}")
+        if getattr(keys, key) != only_value:
+            raise refusal(keys, key, f"its default {as_yaml(only_value)}; {reason}")
     for key, (default, decider) in ECHO_KEYS.items():
-        decided = getattr(config, decider)
-        if getattr(config, key) not in (default, decided):
+        decided = getattr(keys, decider)
+        if getattr(keys, key) not in (default, decided):
             raise refusal(
-                config,
+                keys,
                 key,
                 f"its default {default} or the value of {decider}, {decided}; "
                 f"{key} has no effect of its own, set {decider} instead",
             )
 
 
-def _check_ranges(config: Config) -> None:
-    for expected, is_valid, keys in RANGES:
-        for key in keys:
-            if not is_valid(getattr(config, key)):
-                raise refusal(config, key, expected)
+def _check_ranges(keys: Keys) -> None:
+    for expected, is_valid, ranged in RANGES:
+        for key in ranged:
+            if not is_valid(getattr(keys, key)):
+                raise refusal(keys, key, expected)
     for key in ("out_size", "sample_num"):
-        if getattr(config.roi_layer, key) <= 0:
-            raise refusal(config, "roi_layer", f"{key} greater than 0")
-    if config.roi_layer.type != "RoIAlign":
-        raise refusal(config, "roi_layer", "type RoIAlign, the only pooling that is built")
+        if getattr(keys.roi_layer, key) <= 0:
+            raise refusal(keys, "roi_layer", f"{key} greater than 0")
+    if keys.roi_layer.type != "RoIAlign":
+        raise refusal(keys, "roi_layer", "type RoIAlign, the only pooling that is built")
 
 
-def _check_pairs(config: Config) -> None:
+def _check_pairs(keys: Keys) -> None:
     for key, other, meaning in EQUAL_KEYS:
-        if getattr(config, key) != getattr(config, other):
-            value = as_text(getattr(config, other))
-            raise refusal(config, key, f"the value of {other}, {value}: both are {meaning}")
+        if getattr(keys, key) != getattr(keys, other):
+            value = as_yaml(getattr(keys, other))
+            raise refusal(keys, key, f"the value of {other}, {value}: both are {meaning}")
     for key, limit, reason in ORDERED_KEYS:
-        if getattr(config, key) > getattr(config, limit):
-            raise refusal(config, key, f"at most {limit}, which is {getattr(config, limit)}: {reason}")
+        if getattr(keys, key) > getattr(keys, limit):
+            raise refusal(keys, key, f"at most {limit}, which is {getattr(keys, limit)}: {reason}")
 
 
-def _class_problems(config: Config) -> Iterator[tuple[str, str]]:
-    names = config.coco_classes
+def _class_problems(keys: Keys) -> Iterator[tuple[str, str]]:
+    names = keys.coco_classes
     if len(names) < 2 or names[0] != "background":
         yield "coco_classes", "'background' first and then at least one class name"
     if any(not name.strip() for name in names):
@@ -320,7 +316,7 @@ def _class_problems(config: Config) -> Iterator[tuple[str, str]]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         yield "coco_classes", f"every name once; repeated: {', '.join(repeated)}"
-    if config.num_classes != len(names):
+    if keys.num_classes != len(names):
         yield (
             "num_classes",
             (
@@ -330,74 +326,71 @@ def _class_problems(config: Config) -> Iterator[tuple[str, str]]:
         )
 
 
-def _canvas_problems(config: Config) -> Iterator[tuple[str, str]]:
-    multiple = max(CANVAS_MULTIPLE, *config.anchor_strides)
+def _canvas_problems(keys: Keys) -> Iterator[tuple[str, str]]:
+    multiple = max(CANVAS_MULTIPLE, *keys.anchor_strides)
     for key in ("img_width", "img_height"):
-        side = getattr(config, key)
+        side = getattr(keys, key)
         if side % multiple:
             above = math.ceil(side / multiple) * multiple
             below = above - multiple
             yield key, f"a multiple of {multiple}; the next are {f'{below} and {above}' if below else above}"
 
 
-def _level_problems(config: Config) -> Iterator[tuple[str, str]]:
-    handed_on = (STEM_CHANNELS, *config.resnet_out_channels[:-1])
-    if config.resnet_in_channels != handed_on:
+def _level_problems(keys: Keys) -> Iterator[tuple[str, str]]:
+    handed_on = (STEM_CHANNELS, *keys.resnet_out_channels[:-1])
+    if keys.resnet_in_channels != handed_on:
         yield (
             "resnet_in_channels",
             (f"{list(handed_on)}: the stem's channels, then what each stage of resnet_out_channels hands to the next"),
         )
-    strides = tuple(FINEST_STRIDE * 2**level for level in range(config.fpn_num_outs))
-    if config.anchor_strides != strides:
-        yield "anchor_strides", f"{list(strides)}, the strides of {config.fpn_num_outs} levels (fpn_num_outs)"
-    pooled = config.roi_align_featmap_strides
+    strides = tuple(FINEST_STRIDE * 2**level for level in range(keys.fpn_num_outs))
+    if keys.anchor_strides != strides:
+        yield "anchor_strides", f"{list(strides)}, the strides of {keys.fpn_num_outs} levels (fpn_num_outs)"
+    pooled = keys.roi_align_featmap_strides
     if not pooled or pooled != strides[: len(pooled)]:
         yield "roi_align_featmap_strides", f"the first values of anchor_strides {list(strides)}"
-    num_anchors = len(config.anchor_scales) * len(config.anchor_ratios)
-    if config.num_anchors != num_anchors:
+    num_anchors = len(keys.anchor_scales) * len(keys.anchor_ratios)
+    if keys.num_anchors != num_anchors:
         yield (
             "num_anchors",
-            (
-                f"{num_anchors}: {len(config.anchor_scales)} anchor_scales times "
-                f"{len(config.anchor_ratios)} anchor_ratios"
-            ),
+            (f"{num_anchors}: {len(keys.anchor_scales)} anchor_scales times {len(keys.anchor_ratios)} anchor_ratios"),
         )
 
 
-def _sample_problems(config: Config) -> Iterator[tuple[str, str]]:
-    rows = config.num_expected_pos_stage2 + config.num_expected_neg_stage2
-    if config.roi_sample_num != rows:
+def _sample_problems(keys: Keys) -> Iterator[tuple[str, str]]:
+    rows = keys.num_expected_pos_stage2 + keys.num_expected_neg_stage2
+    if keys.roi_sample_num != rows:
         yield "roi_sample_num", f"{rows}, the sum of num_expected_pos_stage2 and num_expected_neg_stage2"
 
 
-def _milestone_problems(config: Config) -> Iterator[tuple[str, str]]:
+def _milestone_problems(keys: Keys) -> Iterator[tuple[str, str]]:
     # With the dynamic schedule milestones are not used, so their default may exceed a short training.
-    if config.lr_type == "multistep" and config.milestones and config.milestones[-1] >= config.epoch_size:
+    if keys.lr_type == "multistep" and keys.milestones and keys.milestones[-1] >= keys.epoch_size:
         yield (
             "milestones",
             (
-                f"epochs below epoch_size={config.epoch_size}, counted from 0, "
+                f"epochs below epoch_size={keys.epoch_size}, counted from 0, "
                 "or the drop would never come: set milestones or epoch_size"
             ),
         )
 
 
-def _path_problems(config: Config) -> Iterator[tuple[str, str]]:
+def _path_problems(keys: Keys) -> Iterator[tuple[str, str]]:
     try:
-        pieces = string.Formatter().parse(config.instance_set)
+        pieces = string.Formatter().parse(keys.instance_set)
         fields = [field for _, field, _, _ in pieces if field is not None]
     except ValueError:
         fields = ["unbalanced"]
     if any(fields) or len(fields) > 1:
-        yield "instance_set", "a path with one {} in the place of train_data_type or val_data_type"
+        yield "instance_set", "a path with one {} in place of train_data_type or val_data_type"
 
 
-def _rank_problems(config: Config) -> Iterator[tuple[str, str]]:
+def _rank_problems(keys: Keys) -> Iterator[tuple[str, str]]:
     # A file may have them: published ones serve runs on one device and on several.
-    if config.run_distribute or config.enable_modelarts:
+    if keys.run_distribute or keys.enable_modelarts:
         return
     for key, only_value in (("rank_id", 0), ("device_num", 1)):
-        if key in config.command_line and getattr(config, key) != only_value:
+        if key in keys.command_line and getattr(keys, key) != only_value:
             yield (
                 key,
                 (

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from src.model_utils.config_checks import ConfigError
+from src.model_utils.errors import ConfigError
 
 MAX_DOCUMENTS = 3
 MAX_BYTES = 1 << 20  # the longest shipped file has 20 KB; a checkpoint given by mistake is told at once
@@ -86,7 +86,7 @@ def read_config_file(path: Path) -> ConfigFile:
     values, help_texts, choices = (document if document is not None else {} for document in documents)
     for name, document in (("first", values), ("second", help_texts), ("third", choices)):
         if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
-            raise ConfigError(f"{path}: the {name} YAML document is no mapping; expected lines 'key: value'.")
+            raise ConfigError(f"{path}: the {name} YAML document is not a mapping; expected lines 'key: value'.")
     _check_kind(path, help_texts, str, "second YAML document holds help texts")
     _check_kind(path, choices, list, "third YAML document holds lists of choices")
     return ConfigFile(path=path, values=values, help=help_texts, choices=choices)
@@ -105,12 +105,12 @@ def _load_documents(path: Path) -> list[Any]:
     try:
         return list(yaml.load_all(content.decode("utf-8-sig"), Loader=_Loader))
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text in UTF-8; is this a configuration file?") from None
+        raise ConfigError(f"{path}: not UTF-8; is this a configuration file?") from None
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: {error.problem}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # ValueError comes from texts in the form of a date or number that are none
+        # ValueError comes from strings that look like a date or number and are not
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
 
 
@@ -124,7 +124,7 @@ def _check_kind(path: Path, document: Mapping[str, Any], kind: type, meaning: st
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """A sentence naming the known key that looks most like ``key``, or an empty text."""
+    """A sentence naming the known key that looks most like ``key``, or an empty string."""
     matches = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
     return f" Did you mean {matches[0]}?" if matches else ""
 
@@ -132,8 +132,8 @@ def nearest(key: str, known: Iterable[str]) -> str:
 def convert(key: str, value: Any, kind: Any, source: str) -> Any:
     """Turn a value of a file into the type of its field.
 
-    A whole number serves as a float, and so does a text such as ``1e-4``, which YAML does not take for a
-    number. Lists become tuples. Nothing else is converted: 2.0 is no whole number, 1 is no boolean.
+    An integer serves as a float, and so does a string such as ``1e-4``, which YAML does not take for a number.
+    Lists become tuples. Nothing else is converted: 2.0 is not an integer, 1 is not a boolean.
 
     Args:
         key (str): the key, for the error.
@@ -162,7 +162,7 @@ def convert(key: str, value: Any, kind: Any, source: str) -> Any:
 
 
 def parse_flag(key: str, text: str, kind: Any, source: str) -> Any:
-    """Turn the text of a command-line flag into the type of its field.
+    """Turn the string of a command-line flag into the type of its field.
 
     Args:
         key (str): the key, for the error.
@@ -174,7 +174,7 @@ def parse_flag(key: str, text: str, kind: Any, source: str) -> Any:
         The value as ``kind``.
 
     Raises:
-        ConfigError: naming the flag, the text and the type that was expected.
+        ConfigError: naming the flag, its value and the type that was expected.
     """
     if kind is str:
         return text
@@ -190,7 +190,7 @@ def parse_flag(key: str, text: str, kind: Any, source: str) -> Any:
 
 
 def _parse_literal(text: str) -> Any:
-    """A list or mapping as YAML or Python writes it; the text itself if it is neither."""
+    """A list or mapping as YAML or Python writes it; the string itself if it is neither."""
     try:
         value = yaml.load(text, Loader=_Loader)
         if not isinstance(value, str):
@@ -198,7 +198,7 @@ def _parse_literal(text: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError):
         pass
     try:
-        return ast.literal_eval(text)  # a tuple, say, which YAML takes for a text
+        return ast.literal_eval(text)  # a tuple, say, which YAML takes for a string
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
@@ -238,7 +238,7 @@ def _to_float(value: Any) -> float:
         raise ValueError
     try:
         number = float(value)
-    except OverflowError:  # a whole number beyond the largest float
+    except OverflowError:  # an integer beyond the largest float
         raise ValueError from None
     if not math.isfinite(number):
         raise ValueError
@@ -254,7 +254,7 @@ def _to_str(value: Any) -> str:
 # converter, what is expected of one value, of several, an example of several
 _SCALARS: dict[type, tuple[Callable[[Any], Any], str, str, str]] = {
     bool: (_to_bool, "True or False", "True or False", "[True, False]"),
-    int: (_to_int, "a whole number", "whole numbers", "[4, 8]"),
+    int: (_to_int, "an integer", "integers", "[4, 8]"),
     float: (_to_float, "a number", "numbers", "[0.5, 1.0]"),
-    str: (_to_str, "a text, in quotes if it looks like something else", "texts", "['background', 'cat']"),
+    str: (_to_str, "a string, in quotes if it looks like something else", "strings", "['background', 'cat']"),
 }

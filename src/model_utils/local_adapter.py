@@ -14,7 +14,7 @@ DEFAULT_JOB_ID = "default"
 
 @dataclass(frozen=True)
 class ProcessEnvironment:
-    """Where one process of a run stands.
+    """Device, rank and job of one process of a run.
 
     Args:
         device_id (int): number of the device on this machine.
@@ -32,8 +32,8 @@ class ProcessEnvironment:
 def read_environment(config: Config, environ: Mapping[str, str] | None = None) -> ProcessEnvironment:
     """Read DEVICE_ID, RANK_ID, RANK_SIZE and JOB_ID.
 
-    A flag on the command line goes before the environment, the environment before the configuration file. But the place
-    among the processes of a distributed run is their launcher's to give: a flag may only repeat it.
+    A flag takes precedence over the environment, the environment over the configuration file. But the rank among the
+    processes of a distributed run is set by their launcher: a flag may only repeat it.
 
     Args:
         config (Config): its ``device_id``, ``rank_id``, ``device_num`` stand in for variables not set.
@@ -43,34 +43,34 @@ def read_environment(config: Config, environ: Mapping[str, str] | None = None) -
         ProcessEnvironment: for this process.
 
     Raises:
-        UserError: a variable is no whole number from 0, the rank is not below the number of processes, or a flag
+        UserError: a variable is not an integer from 0, the rank is not below the number of processes, or a flag
             contradicts the launcher.
     """
     environ = os.environ if environ is None else environ
-    place = ProcessEnvironment(
+    process = ProcessEnvironment(
         device_id=_read_number(config, "device_id", "DEVICE_ID", environ),
         rank_id=_read_number(config, "rank_id", "RANK_ID", environ),
         rank_size=_read_number(config, "device_num", "RANK_SIZE", environ),
         job_id=environ.get("JOB_ID") or DEFAULT_JOB_ID,
     )
-    if place.rank_id >= place.rank_size:
+    if process.rank_id >= process.rank_size:
         raise UserError(
-            f"rank {place.rank_id} is not below the number of devices, {place.rank_size}: "
+            f"rank {process.rank_id} is not below the number of devices, {process.rank_size}: "
             "launchers set RANK_ID and RANK_SIZE in the environment; else set rank_id and device_num."
         )
-    return place
+    return process
 
 
 def _read_number(config: Config, key: str, variable: str, environ: Mapping[str, str]) -> int:
-    own, text = getattr(config, key), environ.get(variable, "").strip()
+    own, value = getattr(config, key), environ.get(variable, "").strip()
     is_flag = key in config.command_line
-    if not text or (is_flag and (key == "device_id" or not config.run_distribute)):
+    if not value or (is_flag and (key == "device_id" or not config.run_distribute)):
         return own
-    if not text.isdecimal():
-        raise UserError(f"the environment variable {variable} is {text!r}: expected a whole number from 0.")
-    if is_flag and own != int(text):
+    if not value.isdecimal():
+        raise UserError(f"the environment variable {variable} is {value!r}: expected an integer from 0.")
+    if is_flag and own != int(value):
         raise UserError(
-            f"--{key} is {own}, but {variable}, which the launcher of a distributed run sets, is {text}: "
+            f"--{key} is {own}, but {variable}, which the launcher of a distributed run sets, is {value}: "
             f"leave --{key} out."
         )
-    return int(text)
+    return int(value)

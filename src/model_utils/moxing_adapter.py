@@ -1,6 +1,6 @@
 """A run on ModelArts: data and checkpoints come in before it, results go out after it, by the platform's `moxing`.
 
-    with synchronised(config, place) as config:
+    with synchronised(config, process) as config:
         ...     # works in config.output_path
 
 Data land in `data_path`, checkpoints in `load_path`, so the configuration names `coco_root`, `pre_trained` or
@@ -58,7 +58,7 @@ States = dict[str, list[int]]
 
 
 @contextlib.contextmanager
-def synchronised(config: Config, place: ProcessEnvironment) -> Iterator[Config]:
+def synchronised(config: Config, process: ProcessEnvironment) -> Iterator[Config]:
     """Bring data, checkpoints and earlier results in, work in `output_path`, and take what is new there to `train_url`.
 
     Results go out when the run fails or is stopped by SIGTERM too: the losses say why. Not from ranks of a distributed
@@ -67,7 +67,7 @@ def synchronised(config: Config, place: ProcessEnvironment) -> Iterator[Config]:
     Args:
         config (Config): ``data_url``, ``checkpoint_url``, ``train_url``, each skipped where empty; ``data_path``,
             ``load_path``, ``output_path``.
-        place (ProcessEnvironment): this process among those of the run.
+        process (ProcessEnvironment): this process: its device, rank and job.
 
     Yields:
         Config: for the run, with `INPUT_PATHS` that hold in `output_path`.
@@ -78,11 +78,11 @@ def synchronised(config: Config, place: ProcessEnvironment) -> Iterator[Config]:
     files = _moxing_files()
     for url, folder in ((config.data_url, config.data_path), (config.checkpoint_url, config.load_path)):
         if url:
-            bring_in(files.copy_parallel, url, Path(folder), place.job_id)
+            bring_in(files.copy_parallel, url, Path(folder), process.job_id)
     output = _folder(Path(config.output_path).absolute())
-    arrived = bring_back(files, config.train_url, output, place.job_id) if config.train_url else {}
-    given = {key: getattr(config, key) for key in INPUT_PATHS}
-    config = dataclasses.replace(config, **{key: str(Path(path).absolute()) for key, path in given.items() if path})
+    arrived = bring_back(files, config.train_url, output, process.job_id) if config.train_url else {}
+    inputs: dict[str, Any] = {key: str(Path(path).absolute()) for key in INPUT_PATHS if (path := getattr(config, key))}
+    config = dataclasses.replace(config, **inputs)
     os.chdir(output)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -90,7 +90,7 @@ def synchronised(config: Config, place: ProcessEnvironment) -> Iterator[Config]:
     finally:
         # A second signal must not stop the copying.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if config.train_url and (place.rank_size == 1 or place.device_id == 0):
+        if config.train_url and (process.rank_size == 1 or process.device_id == 0):
             _take_out(files.copy_parallel, output, arrived, config.train_url, failing=sys.exc_info()[0] is not None)
         signal.signal(signal.SIGTERM, before)
 
@@ -143,10 +143,10 @@ def bring_back(files: Any, url: str, output: Path, job_id: str) -> States:
     done = {"job_id": job_id, "url": url}
     marker = output / RESULTS_MARKER_NAME
     # Not below the output folder, whose content goes out and may come in.
-    place = hashlib.sha256(str(output).encode()).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"{OWN_PREFIX}-{os.getuid()}-{place}.lock").open("w") as lock:
+    key = hashlib.sha256(str(output).encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"{OWN_PREFIX}-{os.getuid()}-{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError, ValueError):  # ValueError: written half
+        with contextlib.suppress(FileNotFoundError, ValueError):  # ValueError: half-written
             content = json.loads(marker.read_text(encoding="utf-8"))
             if done.items() <= content.items():
                 return content["arrived"]
@@ -193,7 +193,7 @@ def _check_entry(archive: Path, entry: zipfile.ZipInfo, folder: Path) -> None:
 def _copy_earlier(files: Any, url: str, output: Path) -> None:
     """Copy earlier results; where there are none, their folder may not exist."""
     try:
-        # A folder of an object store is a beginning of names; with or without the last slash, one of the two is found.
+        # A folder of an object store is a prefix of names; with or without the last slash, one of the two is found.
         if hasattr(files, "exists") and not any(map(files.exists, {url, url.rstrip("/") + "/"})):
             raise FileNotFoundError
         LOGGER.info("copying the results of earlier runs in %s to %s", url, output)

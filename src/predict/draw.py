@@ -4,16 +4,13 @@ import colorsys
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from src.common.files import write_bytes
 from src.model_utils.errors import UserError
-
-if TYPE_CHECKING:
-    from src.util import CocoEvaluator
+from src.util import CocoEvaluator
 
 LOGGER = logging.getLogger(__name__)
 
@@ -100,7 +97,7 @@ def write_image(path: str | Path, image_rgb: np.ndarray) -> Path:
 
 
 def draw_results(
-    evaluator: "CocoEvaluator", read_image: Callable[[dict], np.ndarray], output_dir: str | Path, num_images: int
+    evaluator: CocoEvaluator, read_image: Callable[[dict], np.ndarray], output_dir: str | Path, num_images: int
 ) -> list[Path]:
     """Draw the detections and the ground truth of the first evaluated images into a folder.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.common.wording import listed
-from src.data.transforms import IMAGE_SUFFIXES
+from src.data.image_files import IMAGE_SUFFIXES
 from src.model_utils.errors import UserError
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
@@ -51,7 +51,7 @@ def find_inputs(what: str) -> Inputs:
             raise UserError(
                 f"the folder {what} holds no images ({' '.join(IMAGE_SUFFIXES)}); folders in it are "
                 f"not looked into, for them give a pattern: '{what}/**/*.jpg'"
-                + (f". {left_out_text(inputs.left_out)}" if inputs.left_out else "")
+                + (f". {left_out_summary(inputs.left_out)}" if inputs.left_out else "")
             )
         return inputs
     inputs = _split(map(Path, set(glob.glob(what, recursive=True))), lambda file: True)  # noqa: PTH207
@@ -69,7 +69,7 @@ def _split(paths: Iterable[Path], is_wanted: Callable[[Path], bool]) -> Inputs:
     return inputs
 
 
-def left_out_text(left_out: Sequence[Path]) -> str:
+def left_out_summary(left_out: Sequence[Path]) -> str:
     """What of an input was left out, the first few by name: "2 other files or folders left out: a.gif; b.mp4 (...)".
 
     Args:

@@ -9,22 +9,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from src.common.files import write_bytes, write_json
 from src.common.progress import with_progress
 from src.common.wording import count_of
-from src.data.transforms import ImageError, evaluation_input, read_rgb
+from src.data.image_files import ImageError, read_rgb
+from src.data.transforms import evaluation_input
+from src.deploy.model_file import Model
 from src.model_utils.errors import UserError
 from src.predict.draw import draw_detections, write_image
-from src.predict.image_sources import is_video, left_out_text
+from src.predict.image_sources import is_video, left_out_summary
 from src.predict.video import VideoReader, VideoWriter
 from src.util import Detections, detections_from_outputs
-
-if TYPE_CHECKING:
-    from src.deploy.model_file import Model
 
 LOGGER = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class Prediction:
     detections: list[dict[str, Any]]
 
 
-def detect(model: "Model", images: Sequence[np.ndarray]) -> list[Detections]:
+def detect(model: Model, images: Sequence[np.ndarray]) -> list[Detections]:
     """Run images through a model.
 
     Args:
@@ -91,14 +90,14 @@ class Predictor:
         model (Model): the detector.
         output_dir (str | Path): an existing folder, for the file of results.
         score_thr (float): detections below it are neither drawn nor listed.
-        left_out (Sequence[Path]): what of the user's input is no input of `run`, for the summary. Default: nothing.
+        left_out (Sequence[Path]): what of the user's input is not an input of `run`, for the summary. Default: nothing.
 
     Attributes:
         predictions (list[Prediction]): one for every image and frame so far, in order.
         skipped (list[str]): inputs that could not be read, each with the reason.
     """
 
-    def __init__(self, model: "Model", output_dir: str | Path, score_thr: float, left_out: Sequence[Path] = ()):
+    def __init__(self, model: Model, output_dir: str | Path, score_thr: float, left_out: Sequence[Path] = ()):
         self.model = model
         self.output_dir = Path(output_dir)
         self.score_thr = score_thr
@@ -197,7 +196,7 @@ class Predictor:
     def write_results(self, kind: str) -> Path:
         """Write `predictions.json` or `predictions.csv` into the output folder, whole or not at all.
 
-        JSON: the model, its classes, the threshold, under `images` every `Prediction`, also those without
+        JSON: the model, its classes, the threshold, under `pictures` every `Prediction`, also those without
         detections, the summary without its times, and in full what it counts as `skipped` and `left_out`. CSV: a row
         per detection with the columns `CSV_COLUMNS`; frame is empty for images.
 
@@ -238,7 +237,7 @@ class Predictor:
         return f"{what}, {count_of(names.total(), 'detection')}{f' ({per_class})' if per_class else ''}"
 
     def _not_read(self) -> str:
-        left_out = f"; {left_out_text(self.left_out)}" if self.left_out else ""
+        left_out = f"; {left_out_summary(self.left_out)}" if self.left_out else ""
         return f"{count_of(len(self.skipped), 'input')} skipped{left_out}"
 
 

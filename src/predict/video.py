@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 
 from src.common.files import PARTIAL_PREFIX, cannot_write, write_whole
-from src.data.transforms import ImageError
+from src.data.image_files import ImageError
 
 LOGGER = logging.getLogger(__name__)
 
 FALLBACK_FRAME_RATE = 25.0  # frames a second, for files that state none
-_CODEC = cv2.VideoWriter_fourcc(*"mp4v")
+_CODEC = cv2.VideoWriter.fourcc(*"mp4v")
 
 
 class VideoReader:
@@ -31,7 +31,7 @@ class VideoReader:
         num_frames (int): as the file announces it, 0 if it does not; only reading tells.
 
     Raises:
-        ImageError: the file is no video; names it.
+        ImageError: the file is not a video; names it.
     """
 
     def __init__(self, path: str | Path):

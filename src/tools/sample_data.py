@@ -10,26 +10,26 @@ number alone, so equal arguments give equal files.
 import argparse
 import json
 import logging
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
-from src.common.files import write_json
+from src.common.files import cannot_write, whole_folder, write_json
+from src.common.progress import with_progress
 from src.model_utils.errors import UserError
 from src.predict.draw import write_image
 from src.runtime import run
 
-LOGGER = logging.getLogger("src.tools.sample_data")  # not __name__, which is __main__ under python -m
+LOGGER = logging.getLogger(__name__)
 
 CLASS_NAMES = ("disc", "square", "star")
 MARKER_FILE = "sample_data.json"  # holds the arguments; marks a folder as made by this program
+_MADE_BY = "src.sample_data"  # the name that the first release had, so that its folders are known
 _FORMAT_VERSION = 1  # raise it when the same arguments begin to give other images
 _SUPERSAMPLING = 4  # shapes are drawn so many times larger, then averaged: soft edges
 _SHIFT_BITS = 4  # fraction bits of OpenCV's polygon corners
@@ -83,7 +83,7 @@ class SampleObject:
 def make_sample_data(output_dir: str | Path, spec: SampleSpec) -> bool:
     """Write the data set: `annotations/instances_{train,val}2017.json` and the folders of images.
 
-    It is made in a folder beside the target and renamed at the end, so a target that exists is complete.
+    The folder appears whole or not at all, see `whole_folder`.
 
     Args:
         output_dir (str | Path): a new or empty folder, or one made before with the same arguments.
@@ -99,27 +99,19 @@ def make_sample_data(output_dir: str | Path, spec: SampleSpec) -> bool:
     if _is_already_made(output_dir, spec):
         LOGGER.info("%s already holds this data set; it is kept as it is", output_dir)
         return False
-    partial = output_dir.with_name(output_dir.name + ".partial")
-    if partial.exists():
-        _remove_own(partial)
-    write_json(partial / MARKER_FILE, _marker(spec), indent=1)
     try:
-        counts = [
-            _make_subset(partial, number, subset, num_images, spec)
-            for number, (subset, num_images) in enumerate((("train2017", spec.num_train), ("val2017", spec.num_val)))
-        ]
-        partial.replace(output_dir)
+        with whole_folder(output_dir) as unfinished:
+            write_json(unfinished / MARKER_FILE, _marker(spec), indent=1)
+            train_boxes = _make_subset(unfinished, 0, "train2017", spec.num_train, spec)
+            val_boxes = _make_subset(unfinished, 1, "val2017", spec.num_val, spec)
     except OSError as error:
-        raise UserError(f"cannot write {output_dir}: {error.strerror or error}") from error
-    finally:
-        if partial.exists():
-            _remove_own(partial)
+        raise cannot_write(output_dir, error) from error
     LOGGER.info(
         "wrote %d training images with %d boxes and %d evaluation images with %d boxes to %s",
         spec.num_train,
-        counts[0],
+        train_boxes,
         spec.num_val,
-        counts[1],
+        val_boxes,
         output_dir,
     )
     LOGGER.info('use it with --coco_root=%s --coco_classes="%s"', output_dir, ["background", *CLASS_NAMES])
@@ -175,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _marker(spec: SampleSpec) -> dict[str, Any]:
-    return {"made_by": "src.tools.sample_data", "format_version": _FORMAT_VERSION} | asdict(spec)
+    return {"made_by": _MADE_BY, "format_version": _FORMAT_VERSION} | asdict(spec)
 
 
 def _read_marker(folder: Path) -> dict[str, Any] | None:
@@ -184,7 +176,7 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
         marker = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return marker if isinstance(marker, dict) and marker.get("made_by") == "src.tools.sample_data" else None
+    return marker if isinstance(marker, dict) and marker.get("made_by") == _MADE_BY else None
 
 
 def _is_already_made(output_dir: Path, spec: SampleSpec) -> bool:
@@ -207,17 +199,11 @@ def _is_already_made(output_dir: Path, spec: SampleSpec) -> bool:
     return True
 
 
-def _remove_own(folder: Path) -> None:
-    """Remove what an interrupted run left, and nothing else."""
-    if _read_marker(folder) is None:
-        raise UserError(f"{folder} is in the way and was not made by this program; move it away")
-    shutil.rmtree(folder)
-
-
 def _make_subset(root: Path, subset_number: int, subset: str, num_images: int, spec: SampleSpec) -> int:
     """Write the images and the annotation file of one subset; returns the number of boxes."""
-    images, annotations = [], []
-    for index in _progress(range(num_images), f"{subset} images"):
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in with_progress(range(num_images), num_images, subset, "images"):
         image, objects = make_image(spec, subset_number, index)
         image_id = index + 1
         file_name = f"{image_id:06d}.jpg"
@@ -232,7 +218,7 @@ def _make_subset(root: Path, subset_number: int, subset: str, num_images: int, s
     write_json(
         root / "annotations" / f"instances_{subset}.json",
         {
-            "info": {"description": "discs, squares and stars, generated by src.tools.sample_data"},
+            "info": {"description": f"discs, squares and stars, generated by {_MADE_BY}"},
             "images": images,
             "annotations": annotations,
             "categories": categories,
@@ -258,13 +244,6 @@ def _annotation(item: SampleObject, annotation_id: int, image_id: int) -> dict[s
     }
 
 
-def _progress(numbers: range, what: str) -> Iterable[int]:
-    if sys.stderr.isatty():
-        return tqdm(numbers, desc=what, unit="image")
-    LOGGER.info("making %d %s", len(numbers), what)
-    return numbers
-
-
 # --------------------------------------------------------------------------------------------- shapes
 
 
@@ -288,7 +267,7 @@ def _coverage(corners: np.ndarray, width: int, height: int) -> np.ndarray:
     large = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
     # a pixel's number is the place of its centre for OpenCV, and half a pixel less than that for us
     fixed = np.rint((corners * _SUPERSAMPLING - 0.5) * 2**_SHIFT_BITS).astype(np.int32)
-    cv2.fillPoly(large, [fixed], 255, shift=_SHIFT_BITS)
+    cv2.fillPoly(large, [fixed], (255,), shift=_SHIFT_BITS)
     return cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
 
 
@@ -421,7 +400,7 @@ def _ring_mask(rng: np.random.Generator, centre: np.ndarray, width: int, height:
         float(rng.uniform(0, 180)),
         0,
         float(rng.uniform(200, 360)),
-        255,
+        (255,),
         int(rng.integers(1, 4)),
         cv2.LINE_AA,
     )
@@ -431,7 +410,7 @@ def _ring_mask(rng: np.random.Generator, centre: np.ndarray, width: int, height:
 def _scribble_mask(rng: np.random.Generator, centre: np.ndarray, width: int, height: int) -> np.ndarray:
     mask = np.zeros((height, width), np.uint8)
     steps = rng.normal(0, 14, (7, 2)).cumsum(axis=0) + centre
-    cv2.polylines(mask, [np.rint(steps).astype(np.int32)], False, 255, int(rng.integers(1, 4)), cv2.LINE_AA)
+    cv2.polylines(mask, [np.rint(steps).astype(np.int32)], False, (255,), int(rng.integers(1, 4)), cv2.LINE_AA)
     return mask.astype(np.float32) / 255.0
 
 

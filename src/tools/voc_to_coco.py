@@ -7,9 +7,9 @@ It writes OUTPUT/annotations/instances_train2017.json, OUTPUT/annotations/instan
 images in OUTPUT/train2017 and OUTPUT/val2017, in sub-folders as in the image folder. OUTPUT appears whole or
 not at all. The last line accounts for every XML file and every image.
 
-XML files: those in sub-folders too, hidden ones not. `src/data/voc_xml.py` says in which encoding they are read and how
-the image of each is found. What the files leave open is refused, with an option that decides it: --encoding, --match.
-Images without an XML file are left out, unless --keep_unlabelled is given.
+XML files: those in sub-folders too, hidden ones not. `src/data/xml_files.py` says in which encoding they are read,
+`src/data/voc_xml.py` how the image of each is found. What the files leave open is refused, with an option that
+decides it: --encoding, --match. Images without an XML file are left out, unless --keep_unlabelled is given.
 
 Coordinates: VOC's own files count pixels from 1 and include the last one, so that the pixels' outer edges are
 xmin - 1 .. xmax; most other tools write these edges themselves, and some files hold xmin = 0. Numbers are
@@ -31,9 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from src.common.files import write_json
+from src.common.files import whole_folder, write_json
+from src.common.progress import with_progress
 from src.common.wording import count_of, listed
 from src.data.voc_xml import MATCH_CHOICES, ReadOptions, VocData, VocImage, nfc, read_voc
 from src.model_utils.errors import UserError
@@ -104,6 +104,17 @@ def _parser() -> argparse.ArgumentParser:
         "--annotations", required=True, type=Path, help="folder of the XML files, one an image, also in sub-folders"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to make; it must not exist or be empty")
+    _add_reading_options(parser)
+    _add_division_options(parser)
+    parser.add_argument(
+        "--hard_links",
+        action="store_true",
+        help="link the images instead of copying them, where both folders are on one disk",
+    )
+    return parser
+
+
+def _add_reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes",
         default="",
@@ -133,6 +144,22 @@ def _parser() -> argparse.ArgumentParser:
         "they are left out)",
     )
     parser.add_argument(
+        "--one_based",
+        action="store_true",
+        help="the corners count pixels from 1, as in the original VOC files: xmin and ymin are "
+        "lowered by 1 (default: numbers are kept)",
+    )
+    parser.add_argument(
+        "--difficult",
+        choices=DIFFICULT_CHOICES,
+        default="crowd",
+        help="objects marked difficult become crowd boxes (neither learnt nor scored), are kept as "
+        "others, or are dropped (default: %(default)s)",
+    )
+
+
+def _add_division_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--val_fraction",
         type=float,
         default=0.2,
@@ -152,30 +179,11 @@ def _parser() -> argparse.ArgumentParser:
         "--annotations; 1 is 1.xml, or else the only one of that name in any sub-folder",
     )
     parser.add_argument("--val_list", type=Path, help="the same for the evaluation set")
-    parser.add_argument(
-        "--one_based",
-        action="store_true",
-        help="the corners count pixels from 1, as in the original VOC files: xmin and ymin are "
-        "lowered by 1 (default: numbers are kept)",
-    )
-    parser.add_argument(
-        "--difficult",
-        choices=DIFFICULT_CHOICES,
-        default="crowd",
-        help="objects marked difficult become crowd boxes (neither learnt nor scored), are kept as "
-        "others, or are dropped (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--hard_links",
-        action="store_true",
-        help="link the images instead of copying them, where both folders are on one disk",
-    )
-    return parser
 
 
 def _class_names(argument: str, images: Sequence[VocImage]) -> tuple[str, ...]:
     """The classes asked for, which must include all that occur; without a wish all that occur."""
-    first_file: dict[str, Path] = {}
+    first_file: dict[str, Path | None] = {}
     for image in images:
         for item in image.objects:
             first_file.setdefault(item.name, image.xml_path)
@@ -301,7 +309,7 @@ def write_coco(
 ) -> None:
     """Write images and annotation files in COCO layout.
 
-    Everything is made in a folder `.NAME.unfinished` beside the output, which takes its place at the end.
+    The output appears whole or not at all, see `whole_folder`.
 
     Args:
         output (str | Path): folder to make; it must not exist or be empty.
@@ -315,17 +323,12 @@ def write_coco(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output}: exists and is not empty; give another folder or remove it")
-    unfinished = output.with_name(f".{output.name}.unfinished")
     try:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)  # a killed run left it
-        for subset, images in subsets.items():
-            _write_subset(unfinished, subset, images, options, hard_links=hard_links)
-        unfinished.replace(output)
+        with whole_folder(output) as unfinished:
+            for subset, images in subsets.items():
+                _write_subset(unfinished, subset, images, options, hard_links=hard_links)
     except OSError as error:
         raise UserError(f"--output={output}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     LOGGER.info(
         '%s is ready. Train with --coco_root=%s --coco_classes="%s"',
         output,
@@ -339,7 +342,7 @@ def _write_subset(root: Path, subset: str, images: Sequence[VocImage], options: 
     folder.mkdir(parents=True)
     summary = Summary()
     annotations: list[dict] = []
-    for image_id, image in enumerate(tqdm(images, desc=subset, unit="image", disable=None), start=1):
+    for image_id, image in enumerate(with_progress(images, len(images), subset, "images"), start=1):
         target = folder / image.file_name
         target.parent.mkdir(parents=True, exist_ok=True)
         _place(image.path, target, hard_links=hard_links)

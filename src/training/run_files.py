@@ -53,7 +53,7 @@ class OldRun:
             device (Device): ``rank`` and ``num_devices``.
 
         Raises:
-            UserError: something cannot be renamed, or there is a file of the new name by now.
+            UserError: something cannot be renamed, or a file of the new name exists by now.
         """
         paths = list(self.paths) if device.rank == 0 else []
         paths += [
@@ -64,7 +64,7 @@ class OldRun:
         for path in paths:
             target = _numbered(path, self.number)
             try:
-                if os.path.lexists(target):  # a file would be replaced without a word
+                if os.path.lexists(target):  # a file would be replaced silently
                     raise FileExistsError(None, "there is something of that name by now")
                 path.rename(target)
             except OSError as error:

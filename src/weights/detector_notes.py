@@ -1,8 +1,8 @@
 """What a checkpoint notes of its detector, and how these settings enter a run.
 
 A detector's weights mean something only together with settings that the shapes of its parameters do not show: canvas,
-anchors, classes in their order. Training writes them into every checkpoint as one JSON text, and whoever loads the
-file takes them from there. What the user has set goes before it where it may differ, and is refused where it may not.
+anchors, classes in their order. Training writes them into every checkpoint as one JSON string, and whoever loads the
+file takes them from there. What the user has set takes precedence where it may differ, and is refused where it may not.
 A default, of this program or of a configuration file, never contradicts.
 """
 
@@ -17,10 +17,11 @@ from typing import Any
 
 from src import __version__
 from src.data.transforms import PIXEL_MEAN, PIXEL_STD
-from src.model_utils.config import Config, ConfigError, RoiLayer, key_types
+from src.model_utils.config import Config
 from src.model_utils.config_checks import BACKBONE_BLOCKS, shorten
 from src.model_utils.config_file import convert
-from src.model_utils.errors import UserError
+from src.model_utils.errors import ConfigError, UserError
+from src.model_utils.keys import RoiLayer, key_types
 
 LOGGER = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Use:
         keys (tuple[str, ...]): settings taken from its notes.
         by_flag (tuple[str, ...]): of these, those that a flag may change.
         by_file (tuple[str, ...]): of these, those that the user's configuration file may change.
-        strict (bool): a file that contradicts in the others is refused; else it gives way, with a line.
+        strict (bool): a file that contradicts in the others is refused; else the notes take precedence, with a warning.
     """
 
     keys: tuple[str, ...]

@@ -1,8 +1,10 @@
 """What building ascend310_infer/ needs, and how the tests build it."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.helpers import REPO_ROOT
@@ -35,10 +37,17 @@ def configure(folder: Path, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run(["cmake", "-S", SOURCE, "-B", folder, *options], capture_output=True, text=True, check=False)
 
 
-def build(folder: Path, *options: str) -> Path:
-    """Build with warnings as errors and the sanitizers on; returns the folder of the programs."""
-    configured = configure(folder, "-DSANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug", *options)
-    assert configured.returncode == 0, configured.stderr
-    built = subprocess.run(["cmake", "--build", folder, "--parallel", "2"], capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
+def build(folder: Path, targets: Sequence[str], *options: str) -> Path:
+    """Build targets with warnings as errors and the sanitizers on; returns the folder of the programs.
+
+    What has been compiled in this folder is not compiled again, by whichever test process and with whichever options.
+    """
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        configured = configure(folder, "-DSANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug", *options)
+        assert configured.returncode == 0, configured.stderr
+        command = ["cmake", "--build", folder, "--parallel", "2", "--target", *targets]
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stdout + built.stderr
     return folder

@@ -50,7 +50,7 @@ def export(path: Path, network: nn.Cell, *, batch: int = 1, version: int = NEWES
     """Write a network as MINDIR and set the version its file claims."""
     network.set_train(False)
     inputs = Tensor(np.zeros((batch, 3, HEIGHT, WIDTH), np.float32)), Tensor(np.zeros((batch, 4), np.float32))
-    with tempfile.TemporaryDirectory() as folder:  # MindSpore refuses blanks and quotes in the path
+    with tempfile.TemporaryDirectory() as folder:  # MindSpore refuses spaces and quotes in the path
         ms.export(network, *inputs, file_name=f"{folder}/model.mindir", file_format="MINDIR")
         model = mind_ir_pb2.ModelProto.FromString(Path(folder, "model.mindir").read_bytes())
     model.mind_ir_version = version

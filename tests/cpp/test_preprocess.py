@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.transforms import Canvas, evaluation_input, read_rgb
+from src.data.image_files import read_rgb
+from src.data.transforms import Canvas, evaluation_input
 
 CANVASES = (Canvas(320, 256), Canvas(256, 320), Canvas(256, 256), Canvas(320, 256, keep_ratio=False))
 

@@ -9,7 +9,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.data.transforms import Canvas, evaluation_input, read_rgb
+from src.data.image_files import read_rgb
+from src.data.transforms import Canvas, evaluation_input
 from tests.cpp.builds import LITE_HOME, configure, missing_for_program, reason
 from tests.cpp.small_models import HEIGHT, WIDTH, SmallDetector, export
 

@@ -1,4 +1,4 @@
-"""One detector in all its forms, run as users run it: the same twelve figures every way."""
+"""One detector in all its forms, run as users run it: the same twelve metrics every way."""
 
 import json
 import os
@@ -10,27 +10,20 @@ import numpy as np
 import pytest
 
 from src.convert_checkpoint import write_checkpoint
-from src.data.transforms import evaluation_input, read_rgb
+from src.data.image_files import read_rgb
+from src.data.transforms import evaluation_input
 from src.deploy.model_file import load_model
 from src.FasterRcnn import build_detector
 from src.model_utils.config import load_config
 from src.util import METRIC_NAMES, detections_from_outputs
-from src.weights.detector_notes import META_CLASSES
-from tests.helpers import BCCD, REPO_ROOT, needs_shared
-from tests.unit.FasterRcnn.small_detector import randomise
+from src.weights.detector_notes import notes_of
+from tests.helpers import REPO_ROOT
+from tests.unit.FasterRcnn.small_detector import config_of, randomise
 
-pytestmark = needs_shared
 NUM_IMAGES = 6
-CLASSES = ("background", "RBC", "WBC", "Platelets")
-OPTIONS = (
-    "--device_target=CPU",
-    "--img_width=192",
-    "--img_height=128",
-    "--test_score_thr=0.2",
-    "--rpn_max_num=100",
-    "--rpn_nms_post=100",
-    "--compile_cache_path=",
-)
+CLASSES = ("background", "cell", "leaf", "nut")
+SETTINGS = {"img_width": 192, "img_height": 128, "test_score_thr": 0.2, "rpn_max_num": 100, "rpn_nms_post": 100}
+OPTIONS = ("--device_target=CPU", "--compile_cache_path=", *(f"--{key}={value}" for key, value in SETTINGS.items()))
 
 
 def run(script, *arguments, cwd):
@@ -50,11 +43,12 @@ def run(script, *arguments, cwd):
 
 
 @pytest.fixture(scope="module")
-def forms(tmp_path_factory):
-    """A folder with a random detector as checkpoint, ONNX and MINDIR, and a few real images below coco/."""
+def forms(tmp_path_factory, labelled_images):
+    """A folder with a random detector as checkpoint, ONNX and MINDIR, and a few images below coco/."""
     folder = tmp_path_factory.mktemp("forms")
-    net = randomise(build_detector(load_config([*OPTIONS, f"--coco_classes={list(CLASSES)}"])), 7)
-    write_checkpoint(net.parameters_dict(), folder / "detector.ckpt", {META_CLASSES: ",".join(CLASSES)})
+    config = config_of(classes=CLASSES, **SETTINGS)
+    net = randomise(build_detector(config), 7)
+    write_checkpoint(net.parameters_dict(), folder / "detector.ckpt", notes_of(config))
     for file_format in ("ONNX", "MINDIR"):
         run(
             "export.py",
@@ -65,18 +59,18 @@ def forms(tmp_path_factory):
             "--test_batch_size=1",
             cwd=folder,
         )
-    (folder / "coco" / "annotations").mkdir(parents=True)
-    (folder / "coco" / "val2017").symlink_to(BCCD / "val2017")
-    (folder / "coco" / "annotations" / "instances_val2017.json").write_text(json.dumps(truth_of(folder)))
+    labelled_images.write_part(folder / "coco", "val2017", NUM_IMAGES)
+    truth = truth_of(folder)
+    (folder / "coco" / "annotations" / "instances_val2017.json").write_text(json.dumps(truth))
     return folder
 
 
 def outputs_of(folder):
     """Name, id and outputs of the ONNX file for each image."""
     model = load_model(folder / "detector.onnx", load_config(["--device_target=CPU"]))
-    content = json.loads((BCCD / "annotations" / "instances_val2017.json").read_text())
-    for image in content["images"][:NUM_IMAGES]:
-        pixels, meta = evaluation_input(read_rgb(BCCD / "val2017" / image["file_name"]), model.info.canvas)
+    coco = folder / "coco"
+    for image in json.loads((coco / "annotations" / "instances_val2017.json").read_text())["images"]:
+        pixels, meta = evaluation_input(read_rgb(coco / "val2017" / image["file_name"]), model.info.canvas)
         yield image, [output[0] for output in model(pixels[None], meta[None])]
 
 
@@ -114,7 +108,7 @@ def write_result_files(folder):
             output.astype(kind).tofile(folder / "result_Files" / f"{Path(image['file_name']).stem}_{number}.bin")
 
 
-def test_every_form_gives_the_same_twelve_figures(forms):
+def test_every_form_gives_the_same_twelve_metrics(forms):
     write_result_files(forms)
     data = ("--coco_root=coco", "--mindrecord_dir=records")
     annotations = "--anno_path=coco/annotations/instances_val2017.json"
@@ -129,16 +123,16 @@ def test_every_form_gives_the_same_twelve_figures(forms):
             f"--coco_classes={list(CLASSES)}",
         ),
     }
-    figures = {}
+    found = {}
     for name, command in commands.items():
         text = run(*command, f"--eval_output_path={name}", cwd=forms)
         assert text.count(" Average Precision ") == 6 and text.count(" Average Recall ") == 6
         metrics = json.loads((forms / name / "metrics.json").read_text())
         assert metrics["num_images"] == NUM_IMAGES
-        figures[name] = [metrics[key] for key in METRIC_NAMES]
-    assert figures["checkpoint"][0] > 0.05 and figures["checkpoint"][1] > 0.2
-    for name, row in figures.items():
-        np.testing.assert_allclose(row, figures["checkpoint"], atol=1e-3, err_msg=name)
+        found[name] = [metrics[key] for key in METRIC_NAMES]
+    assert found["checkpoint"][0] > 0.05 and found["checkpoint"][1] > 0.2
+    for name, row in found.items():
+        np.testing.assert_allclose(row, found["checkpoint"], atol=1e-3, err_msg=name)
 
 
 @pytest.mark.parametrize("model", ["detector.onnx", "detector.mindir"])
@@ -147,7 +141,7 @@ def test_images_of_ones_own(forms, model):
     (forms / "mine").mkdir(exist_ok=True)
     for name in names:
         (forms / "mine" / name).unlink(missing_ok=True)
-        (forms / "mine" / name).symlink_to(BCCD / "val2017" / name)
+        (forms / "mine" / name).symlink_to(forms / "coco" / "val2017" / name)
     run("predict.py", f"--model={model}", "--input=mine", "--score_thr=0.2", f"--output_dir={model} found", cwd=forms)
     found = json.loads((forms / f"{model} found" / "predictions.json").read_text())
     expected = {image["file_name"]: detections_from_outputs(*outputs) for image, outputs in outputs_of(forms)}

@@ -7,22 +7,21 @@ import subprocess
 import sys
 
 import cv2
-import mindspore as ms
 import numpy as np
 import pytest
 
 from src.convert_checkpoint import write_checkpoint
 from src.FasterRcnn import build_detector
-from src.model_utils.config import load_config
 from src.tools.sample_data import SampleSpec, make_sample_data
-from src.weights.detector_notes import META_BACKBONE, META_CLASSES
+from src.weights.detector_notes import notes_of
 from tests.helpers import REPO_ROOT
+from tests.unit.FasterRcnn.small_detector import config_of, randomise
 
 NUM_IMAGES, NUM_FRAMES = 3, 5
 CLASSES = ("disc", "square", "star")
-# A small canvas and few proposals. Random weights detect something everywhere, above this threshold.
+# Few proposals. Random weights detect something everywhere, above this threshold. One graph for all calls.
 OPTIONS = (
-    "--compile_cache_path=",
+    "--compile_cache_path=graphs",
     "--img_width=128",
     "--img_height=64",
     "--rpn_nms_pre=50",
@@ -64,13 +63,9 @@ def folder(tmp_path_factory):
     (folder / "photos" / "bad.jpg").write_text("no image")
     (folder / "photos" / "notes.txt").touch()
     (folder / "photos" / "clip.mp4").write_bytes((folder / "film.mp4").read_bytes())
-    ms.set_seed(1)
-    config = load_config([*OPTIONS, f"--coco_classes={['background', *CLASSES]}", "--device_target=CPU"])
-    write_checkpoint(
-        build_detector(config).parameters_dict(),
-        folder / "random.ckpt",
-        {META_CLASSES: ",".join(config.coco_classes), META_BACKBONE: config.backbone},
-    )
+    config = config_of(classes=("background", *CLASSES))
+    network = randomise(build_detector(config), 49)
+    write_checkpoint(network.parameters_dict(), folder / "random.ckpt", notes_of(config))
     return folder
 
 

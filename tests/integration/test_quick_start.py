@@ -12,7 +12,7 @@ from tests.helpers import REPO_ROOT
 
 @pytest.mark.slow
 def test_quick_start_from_nothing(tmp_path):
-    project = tmp_path / "project with blanks"
+    project = tmp_path / "project with spaces"
     files = subprocess.run(["git", "ls-files", "-z"], cwd=REPO_ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, files.split("\0")):
         target = project / name

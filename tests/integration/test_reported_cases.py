@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from src.convert_checkpoint import write_checkpoint
-from src.data.transforms import read_rgb
+from src.data.image_files import read_rgb
 from src.deploy.model_file import load_model
 from src.evaluation.scoring import Evaluation
 from src.FasterRcnn import build_detector
@@ -148,14 +148,14 @@ def test_null_stands_for_nothing(detector, tmp_path, fields):
 
 
 @pytest.mark.parametrize("fields", [{"iscrowd": "0"}, {"area": "218"}])
-def test_text_in_place_of_a_number_is_refused_before_the_evaluation(detector, tmp_path, fields):
+def test_a_string_in_place_of_a_number_is_refused_before_the_evaluation(detector, tmp_path, fields):
     with pytest.raises(UserError, match=r"truth\.json: annotation 1 has"):
         score(detector, tmp_path, lambda truth: for_each(truth, **fields))
     assert not (tmp_path / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("name", ["cell", "background", "shapes"])
-def test_a_category_without_boxes_is_no_obstacle(detector, tmp_path, caplog, name):
+def test_a_category_without_boxes_is_not_an_obstacle(detector, tmp_path, caplog, name):
     """Roboflow's id 0: a group, whose name may be a class's own."""
     group = {"id": 0, "name": name, "supercategory": "none"}
     with caplog.at_level(logging.WARNING):

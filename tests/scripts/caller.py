@@ -31,7 +31,7 @@ exit "${STUB_EXIT:-0}"
 
 
 class Caller:
-    """A user in a folder with blanks, who calls scripts of a copy of the project."""
+    """A user in a folder with spaces, who calls scripts of a copy of the project."""
 
     def __init__(self, project, folder):
         self.project, self.folder = project, folder

@@ -10,7 +10,7 @@ from tests.scripts.caller import Caller
 
 @pytest.fixture
 def project(tmp_path):
-    """The project under another name with blanks, without the folders that runs of its own have left."""
+    """The project under another name with spaces, without the folders that runs of its own have left."""
     folder = tmp_path / "my project"
     folder.mkdir()
     for path in REPO_ROOT.iterdir():

@@ -1,4 +1,4 @@
-"""The functions that the scripts share, run by bash in folders with blanks in their names."""
+"""The functions that the scripts share, run by bash in folders with spaces in their names."""
 
 import os
 import subprocess

@@ -195,9 +195,9 @@ def test_several_devices_that_train_alone(user, flag):
     "environment, message",
     [
         ({"NNODES": "2"}, "NNODES is 2: set MASTER_ADDR"),
-        ({"NNODES": "two"}, "NNODES: 'two' is not a whole number from 1"),
+        ({"NNODES": "two"}, "NNODES: 'two' is not an integer of at least 1"),
         ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "10.0.0.1"}, "NODE_RANK is 2, but the hosts are 0 to 1"),
-        ({"NODE_RANK": "-1"}, "NODE_RANK: '-1' is not a whole number from 0"),
+        ({"NODE_RANK": "-1"}, "NODE_RANK: '-1' is not an integer of at least 0"),
     ],
 )
 def test_hosts_that_cannot_be(user, environment, message):
@@ -211,7 +211,7 @@ def test_hosts_that_cannot_be(user, environment, message):
 def test_number_of_devices(user, number):
     result = user("run_distribute_train_cpu.sh", number, *TRAIN)
     assert result.returncode == 1
-    assert result.stderr == f"ERROR: DEVICE_NUM: '{number}' is not a whole number from 1\n"
+    assert result.stderr == f"ERROR: DEVICE_NUM: '{number}' is not an integer of at least 1\n"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

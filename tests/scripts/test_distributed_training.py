@@ -1,21 +1,18 @@
-"""Training with two processes on this machine, through the launcher, on real images."""
+"""Training with two processes on this machine, through the launcher, on real images where there are any."""
 
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.helpers import BCCD, REPO_ROOT, needs_shared
+from tests.helpers import REPO_ROOT, write_small_start
 
-CLASSES = "--coco_classes=['background','RBC','WBC','Platelets']"
 SIZES = ["--img_width=128", "--img_height=128"]
 # Nothing is left to chance and every image weighs the same: all anchors and all rows of the box head are samples,
 # each is positive or negative, and batch norms take no statistics of the batch.
@@ -40,39 +37,18 @@ RATE = ["--base_lr=0.004", "--warmup_step=0"]
 ALONE = 'source "$0/scripts/common.sh"; detach=false; launch train train.log "$@"'
 TOGETHER = 'source "$0/scripts/common.sh"; detach=false; read_hosts 2; launch_ranks train_parallel train.log "$@"'
 
-pytestmark = needs_shared
-
 
 @pytest.fixture
-def cells(tmp_path):
-    """Ten images of blood cells with two boxes each."""
-    root = tmp_path / "cells"
-    (root / "annotations").mkdir(parents=True)
-    (root / "train2017").symlink_to(BCCD / "train2017")
-    content = json.loads((BCCD / "annotations" / "instances_train2017.json").read_text())
-    boxes = defaultdict(list)
-    for row in content["annotations"]:
-        boxes[row["image_id"]].append(row)
-    content["images"] = [image for image in content["images"] if len(boxes[image["id"]]) >= 2][:10]
-    content["annotations"] = [row for image in content["images"] for row in boxes[image["id"]][:2]]
-    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
-    return root
+def cells(labelled_images, tmp_path):
+    """The folder of ten images with two boxes each, and the flag that names their classes."""
+    labelled_images.write_part(tmp_path / "cells", "train2017", 10, num_boxes=2)
+    return tmp_path / "cells", labelled_images.flag
 
 
 @pytest.fixture
 def start(tmp_path):
-    """A detector's checkpoint: random weights, batch norms as they are made."""
-    import mindspore as ms
-
-    from src.convert_checkpoint import write_checkpoint
-    from src.FasterRcnn import build_detector
-    from src.model_utils.config import load_config
-
-    ms.set_seed(2)
-    network = build_detector(load_config(["--device_target=CPU", CLASSES, *SIZES]))
-    parameters = network.parameters_dict()
-    write_checkpoint(parameters, tmp_path / "start.ckpt", {})
-    return tmp_path / "start.ckpt", {name: value.asnumpy() for name, value in parameters.items()}
+    """The checkpoint of a small detector, and its parameters: random weights, batch norms as they are made."""
+    return tmp_path / "start.ckpt", write_small_start(tmp_path / "start.ckpt")
 
 
 def run(project, script, *arguments, **environment):
@@ -89,15 +65,17 @@ def run(project, script, *arguments, **environment):
 def test_two_processes_are_one_with_twice_the_batch(project, cells, start):
     """Five steps: both ranks end with the same parameters, and with those of one process that saw both images."""
     path, before = start
+    root, classes = cells
     flags = [
         "tests/scripts/rank_program.py",
         "--device_target=CPU",
-        CLASSES,
+        classes,
         *SIZES,
         *NO_CHANCE,
         *RATE,
-        f"--coco_root={cells}",
+        f"--coco_root={root}",
         f"--pre_trained={path}",
+        "--finetune=True",
         "--epoch_size=1",
     ]
     alone = run(project, ALONE, *flags, "--batch_size=2")
@@ -129,18 +107,18 @@ def test_two_processes_are_one_with_twice_the_batch(project, cells, start):
 
 
 @pytest.fixture
-def running(project, cells, request):
+def running(project, cells, start, request):
     """The launcher, when both processes have made three steps of a long training; afterwards nothing of it is left.
 
     The third step of a rank comes after its line of the second, so those who look for that line need not wait.
     """
     arguments = [
         "2",
-        "",
+        start[0],
         "resnet_v1.5_50",
-        cells,
-        CLASSES,
+        *cells,
         *SIZES,
+        "--finetune=True",
         "--batch_size=1",
         "--frozen_stages=-1",
         "--norm_eval=False",
@@ -194,7 +172,7 @@ def test_killed_rank_ends_the_others(running, project):
     assert re.search(r"epoch 1/100 step 2/5: total_loss", output)
     assert f"the end of {project}/train_parallel1/train.log:\n" in errors
     assert errors.endswith(
-        "ERROR: rank 1 was killed by signal 9, and the others were ended; the end of its log stands above\n"
+        "ERROR: rank 1 was killed by signal 9, and the others were ended; the end of its log is above\n"
     )
     assert "Traceback" not in errors
 
@@ -267,16 +245,16 @@ def hosts():
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
-def test_two_hosts(project, cells, hosts):
+def test_two_hosts(project, cells, start, hosts):
     """The launcher is called on each, with the variables of a cluster; together they take half of the images each."""
     variables = {"NNODES": "2", "MASTER_ADDR": "10.9.0.1", "MASTER_PORT": "8200"}
     arguments = [
         "1",
-        "",
+        start[0],
         "resnet_v1.5_50",
-        cells,
-        CLASSES,
+        *cells,
         *SIZES,
+        "--finetune=True",
         "--batch_size=1",
         "--frozen_stages=-1",
         "--norm_eval=False",

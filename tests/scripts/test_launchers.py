@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.helpers import BCCD, needs_shared
+from tests.helpers import write_small_start
 
 # What follows the program's name, {} standing for the caller's folder; the environment that it sees; the folder.
 TRAIN = ["--backbone=resnet_v1_101", "--coco_root={}/my coco", "--pre_trained={}/it's.ckpt"]
@@ -87,7 +87,7 @@ def test_optional_arguments(caller, script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_users_device_goes_before_the_launchers(caller, script):
+def test_the_users_device_takes_precedence_over_the_launchers(caller, script):
     arguments, program, _, _ = SCRIPTS[script]
     for flag in ("--device_target=GPU", "--device_target=CPU"):  # another one, or the launcher's once more
         result = caller(script, *arguments, "--epoch_size=1", flag)
@@ -192,68 +192,35 @@ def test_signals_reach_the_program(caller, number):
 
 # --- for real ---------------------------------------------------------------------------------------------------------
 
-SMALL = (
-    "--coco_classes=['background','RBC','WBC','Platelets']",
-    "--img_width=192",
-    "--img_height=128",
-    "--compile_cache_path=",
-)
+SIZES = ("--img_width=192", "--img_height=128", "--compile_cache_path=")
 
 
-@needs_shared
-def test_train_and_evaluate_on_this_processor(caller):
-    """Two steps on real images, then the checkpoint on three others."""
+def test_train_and_evaluate_on_this_processor(caller, labelled_images):
+    """Two steps on real images where there are any, then the checkpoint on three others."""
     root = caller.folder / "cells"
-    (root / "annotations").mkdir(parents=True)
-    for subset, number in (("train2017", 4), ("val2017", 3)):
-        (root / subset).symlink_to(BCCD / subset)
-        content = json.loads((BCCD / "annotations" / f"instances_{subset}.json").read_text())
-        content["images"] = content["images"][:number]
-        kept = {image["id"] for image in content["images"]}
-        content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
-        (root / "annotations" / f"instances_{subset}.json").write_text(json.dumps(content))
+    labelled_images.write_part(root, "train2017", 4)
+    labelled_images.write_part(root, "val2017", 3)
+    write_small_start(caller.folder / "small.ckpt")
     del caller.environment["VIRTUAL_ENV"]  # the project's own environment
-    train = subprocess.run(
-        [
-            "bash",
-            caller.project / "scripts" / "run_standalone_train_cpu.sh",
-            "",
-            "resnet_v1.5_50",
-            "cells",
-            "records",
-            *SMALL,
-            "--frozen_stages=-1",
-            "--norm_eval=False",
-            "--epoch_size=1",
-        ],
-        cwd=caller.folder,
-        env=caller.environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert train.returncode == 0, train.stdout + train.stderr
+
+    def launch(script, *arguments):
+        done = subprocess.run(
+            ["bash", caller.project / "scripts" / script, *arguments, *SIZES, labelled_images.flag],
+            cwd=caller.folder,
+            env=caller.environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    own = ("--finetune=True", "--frozen_stages=-1", "--norm_eval=False", "--epoch_size=1")
+    launch("run_standalone_train_cpu.sh", "small.ckpt", "resnet_v1.5_50", "cells", "records", *own)
     checkpoint = caller.project / "train" / "ckpt_0" / "faster_rcnn-1_2.ckpt"
     assert len((caller.project / "train" / "loss_0.log").read_text().splitlines()) == 2
-    result = subprocess.run(
-        [
-            "bash",
-            caller.project / "scripts" / "run_eval_cpu.sh",
-            "cells/annotations/instances_val2017.json",
-            checkpoint,
-            "resnet_v1.5_50",
-            "cells",
-            "records",
-            *SMALL,
-        ],
-        cwd=caller.folder,
-        env=caller.environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "Result on cells dataset" in result.stdout
+    annotations = "cells/annotations/instances_val2017.json"
+    said = launch("run_eval_cpu.sh", annotations, checkpoint, "resnet_v1.5_50", "cells", "records")
+    assert "Result on cells dataset" in said
     assert json.loads((caller.project / "eval" / "metrics.json").read_text())["num_images"] == 3

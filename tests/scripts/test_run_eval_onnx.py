@@ -23,7 +23,7 @@ USAGE = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder with blanks: images in COCO layout below "coco", and model.onnx."""
+    """A folder with spaces: images in COCO layout below "coco", and model.onnx."""
     folder = tmp_path_factory.mktemp("my data")
     make_coco(folder / "coco", "val2017", 3)
     config = dataclasses.replace(config_for(folder / "coco"), resnet_block=(1, 1, 1, 1))

@@ -28,7 +28,7 @@ def launch(script, folder, *arguments, **environment):
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """A folder, with a blank and a quote in its name, that holds an image folder, annotations and a file "model"."""
+    """A folder, with a space and a quote in its name, that holds an image folder, annotations and a file "model"."""
     folder = tmp_path / "it's my run"
     (folder / "images").mkdir(parents=True)
     (folder / "model").write_text("no model")
@@ -123,7 +123,9 @@ def test_missing_paths_are_named(run_folder, script, position, name):
 def test_an_unknown_device_is_refused(run_folder):
     result = launch("run_infer_cpp.sh", run_folder, "model", "images", "boxes.json", "TPU")
     assert result.returncode == 2
-    assert "ERROR: DEVICE_TYPE: 'TPU' is none of Ascend310, Ascend, GPU, CPU\nUsage: run_infer_cpp.sh" in result.stderr
+    assert (
+        "ERROR: DEVICE_TYPE: 'TPU' is not one of Ascend310, Ascend, GPU, CPU\nUsage: run_infer_cpp.sh" in result.stderr
+    )
 
 
 # ---- building, running, scoring --------------------------------------------------------------------------
@@ -185,10 +187,10 @@ def test_a_whole_run(ready_folder):
         result = launch("run_infer_cpp.sh", ready_folder, *ARGUMENTS)
         assert result.returncode == 0, result.stderr
         assert "NN inference cost average time: " in result.stdout
-        figures = [line for line in result.stdout.splitlines() if "IoU=0.50:0.95 | area=   all | maxDets=100" in line]
+        lines = [line for line in result.stdout.splitlines() if "IoU=0.50:0.95 | area=   all | maxDets=100" in line]
         # both cats found, none invented
-        assert [line.split("=")[-1].strip() for line in figures] == ["1.000", "1.000"]
-        for line in figures:
+        assert [line.split("=")[-1].strip() for line in lines] == ["1.000", "1.000"]
+        for line in lines:
             assert line in (ready_folder / "acc.log").read_text()
         assert len(list((ready_folder / "result_Files").iterdir())) == 3
         assert (ready_folder / "result_Files.1").exists() == (run == 1)  # the first run's files are kept

@@ -1,6 +1,5 @@
 """Checkpoints in: every spelling of the names, every kind of damage, and networks that stay as they were."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -127,14 +126,6 @@ def detector_file(tmp_path):
         {name: Tensor(value) for name, value in values_of(DETECTOR).items()}, path, {"epoch_num": 3, "step_num": 7}
     )
     return path
-
-
-@pytest.fixture
-def info(caplog, monkeypatch):
-    """What the program says, whether or not another test has set up its log."""
-    monkeypatch.setattr(logging.getLogger("src"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="src")
-    return caplog
 
 
 # ---- names

@@ -40,7 +40,7 @@ def test_device_of_the_environment(asked, monkeypatch, target):
     assert asked == [(target, 3)]
 
 
-def test_flag_goes_before_the_environment(asked, monkeypatch):
+def test_flag_takes_precedence_over_the_environment(asked, monkeypatch):
     monkeypatch.setenv("DEVICE_ID", "3")
     init_device(config_for("Ascend", "--device_id=5"))
     assert asked == [("Ascend", 5)]

@@ -6,14 +6,17 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from src import __version__
 from src.runtime import give_back_memory, prepare_process
 from tests.helpers import REPO_ROOT
 
 CAP, OLD_CAP = "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"
+ENTRY_SCRIPTS = ["train.py", "eval.py", "eval_onnx.py", "export.py", "postprocess.py", "predict.py"]
 # As in /proc/cpuinfo: a line for each property of each core.
 CPU_INFO = "processor\t: 0\nmodel name\t: A CPU @ 2.50GHz\nflags\t\t: fpu sse2 avx avx2 {}fma\n\n"
 
@@ -237,7 +240,7 @@ def test_arguments_reach_main(tmp_path):
 
 
 def test_device_of_a_run(tmp_path):
-    """Graph mode, seed and a device without fellows; a device that this MindSpore lacks is one message."""
+    """Graph mode, seed and a device that works alone; a device that this MindSpore lacks is one message."""
     done = run_main(
         tmp_path,
         "import dataclasses",
@@ -279,17 +282,34 @@ def test_the_best_device_that_is_there_is_taken_unless_one_is_named(tmp_path):
     assert "runs on CPU; --device_target names another device" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
-def test_wrong_flag_of_an_entry_script(tmp_path, script):
-    done = subprocess.run(
-        [sys.executable, REPO_ROOT / script, "--coco_rot=x"],
-        cwd=tmp_path,
+def run_entry_script(folder, script, *arguments):
+    """The finished process, which lists on its standard error what it has imported."""
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", REPO_ROOT / script, *arguments],
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
+
+
+def slow_imports(done):
+    """The packages that a finished process has imported and that take time."""
+    modules = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert "src.runtime" in modules
+    return {module.split(".")[0] for module in modules} & {"mindspore", "numpy", "cv2", "pycocotools", "tqdm"}
+
+
+# What predict.py asks for besides the flags of the configuration.
+NEEDED = {"predict.py": ["--model=none.onnx", "--input=none"]}
+
+
+@pytest.mark.parametrize("script", ENTRY_SCRIPTS)
+def test_wrong_flag_of_an_entry_script(tmp_path, script):
+    done = run_entry_script(tmp_path, script, *NEEDED.get(script, ()), "--coco_rot=x")
     assert done.returncode == 1
+    assert slow_imports(done) == set()
     assert "coco_rot" in done.stdout
     assert "coco_root" in done.stdout  # the nearest key
     assert "Traceback" not in done.stdout + done.stderr
@@ -311,18 +331,26 @@ def test_training_without_weights_is_refused_at_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+@pytest.mark.parametrize("script", ENTRY_SCRIPTS)
 def test_help(tmp_path, script):
-    done = subprocess.run(
-        [sys.executable, REPO_ROOT / script, "--help"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = run_entry_script(tmp_path, script, "--help")
     assert done.returncode == 0
-    assert "--coco_root" in done.stdout
+    assert ("--model" if script == "predict.py" else "--coco_root") in done.stdout
+    assert slow_imports(done) == set()
+
+
+@pytest.mark.parametrize("script", ENTRY_SCRIPTS)
+def test_version(tmp_path, script):
+    done = run_entry_script(tmp_path, script, "--version")
+    assert (done.returncode, done.stdout) == (0, f"{script} {__version__}\n")
+    assert slow_imports(done) == set()
+
+
+def test_the_version_of_the_project_is_that_of_the_source():
+    """Read as setuptools does it, without a package that has to be built."""
+    project = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"] and "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "src.__version__"}
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps and returns pages so")

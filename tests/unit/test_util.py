@@ -1,17 +1,20 @@
-"""The evaluation path against cases whose figures follow from the definitions by hand."""
+"""The evaluation path against cases whose metrics follow from the definitions by hand."""
 
 import json
 import logging
+import os
+import subprocess
+import sys
 
-import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn, ops
 
 from src.common.files import check_writable, write_json
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
-from src.util import METRIC_NAMES, CocoEvaluator, DetectionCell, dataset_name, detections_from_outputs, evaluate
+from src.util import METRIC_NAMES, CocoEvaluator, dataset_name, detections_from_outputs
+from tests.helpers import REPO_ROOT
+from tests.unit.scored_sets import ground_truth, outputs
 
 TWELVE_LINES = [
     " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = ",
@@ -29,40 +32,15 @@ TWELVE_LINES = [
 ]
 
 
-def ground_truth(boxes_xywh, *, categories=((1, "cat"),), category=1, first_id=1):
-    """COCO dict: `boxes_xywh` maps an image id to its boxes, all of one category."""
-    annotations = [
-        {"image_id": image_id, "bbox": list(box), "category_id": category}
-        for image_id, boxes in boxes_xywh.items()
-        for box in boxes
-    ]
-    for number, annotation in enumerate(annotations, start=first_id):
-        annotation |= {"id": number, "area": annotation["bbox"][2] * annotation["bbox"][3], "iscrowd": 0}
-    return {
-        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 200, "height": 200} for i in boxes_xywh],
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in categories],
-    }
-
-
-def outputs(*rows, num_rows=100):
-    """Padded outputs (num_rows, 5), (num_rows, 1), (num_rows, 1) of rows (x1, y1, x2, y2, score, label)."""
-    boxes, labels = np.zeros((num_rows, 5), np.float32), np.zeros((num_rows, 1), np.int32)
-    mask = np.zeros((num_rows, 1), bool)
-    for i, (*box, label) in enumerate(rows):
-        boxes[i], labels[i], mask[i] = box, label, True
-    return boxes, labels, mask
-
-
 def score(truth, detections, category_ids=(1,), output_dir=None, order=None):
-    """The twelve figures of `detections`: image id -> rows."""
+    """The twelve metrics of `detections`: image id -> rows."""
     evaluator = CocoEvaluator(truth, category_ids, "test")
     for image_id in order or detections:
         evaluator.add([image_id], *(array[None] for array in outputs(*detections[image_id])))
     return evaluator.summarize(output_dir)
 
 
-# ------------------------------------------------------------------------------------- twelve figures
+# ------------------------------------------------------------------------------------- twelve metrics
 
 
 @pytest.mark.parametrize("side", [8, 16, 32])
@@ -201,7 +179,7 @@ def test_unknown_repeated_and_missing_images_are_refused():
 
 def test_bad_ground_truth_and_labels_are_refused():
     truth = ground_truth({1: []})
-    with pytest.raises(UserError, match="image id 1 stands twice"):
+    with pytest.raises(UserError, match="image id 1 is twice"):
         CocoEvaluator(truth | {"images": truth["images"] * 2}, [1], "test")
     with pytest.raises(UserError, match="no images"):
         CocoEvaluator(truth | {"images": []}, [1], "test")
@@ -360,122 +338,25 @@ def test_default_classes_are_the_eighty_of_coco():
     assert (names[0], names[39], names[79]) == ("person", "bottle", "toothbrush")
 
 
-# ---------------------------------------------------------------------------------------- evaluate
+# ------------------------------------------------------------------------------------ without MindSpore
 
 
-class OneBoxNet(nn.Cell):
-    """Detects one box of side 50 at x = y = the value of the image's first pixel; nothing where it is 0."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = Parameter(Tensor([1.0], ms.float32), name="weight")
-
-    def construct(self, img_data, img_metas):
-        corner = img_data[:, 0, 0, 0].reshape(-1, 1, 1) * self.weight
-        row = ops.concat([corner, corner, corner + 50, corner + 50, ops.ones_like(corner) * 0.9], axis=2)
-        boxes = ops.concat([row, ops.zeros_like(row)], axis=1)
-        labels = ops.zeros_like(boxes[:, :, :1]).astype(ms.int32)
-        return boxes, labels, ops.logical_and(boxes[:, :, 4:] > 0, corner > 0)
-
-
-class TruncatingNet(OneBoxNet):
-    """The same, and says of every image whose first pixel exceeds 25 that its NMS was cut short."""
-
-    def detect(self, img_data, img_metas):
-        boxes, labels, mask = self.construct(img_data, img_metas)
-        return boxes, labels, mask, img_data[:, 0, 0, 0] > 25
-
-
-def image_dataset(corners, batch_size=2):
-    """Batches with a last partial one; image id = 100 + number."""
-
-    def rows():
-        for number, corner in enumerate(corners):
-            yield (np.full((3, 4, 4), corner, np.float32), np.array([4, 4, 1, 1], np.float32), np.int64(100 + number))
-
-    dataset = ms.dataset.GeneratorDataset(rows, ["image", "image_shape", "image_id"], shuffle=False)
-    return dataset.batch(batch_size, drop_remainder=False)
-
-
-CORNERS = (10, 20, 30, 0, 40)
-
-
-def corner_evaluator():
-    boxes = {100 + number: [(corner, corner, 50, 50)] * (corner > 0) for number, corner in enumerate(CORNERS)}
-    return CocoEvaluator(ground_truth(boxes), [1], "corners")
-
-
-@pytest.fixture
-def mode(request):
-    """The execution mode named by the test's parameter, for this test only."""
-    before = ms.get_context("mode")
-    ms.set_context(mode=request.param)
-    yield
-    ms.set_context(mode=before)
-
-
-@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE], indirect=True, ids=["graph", "pynative"])
-@pytest.mark.parametrize("net_class", [OneBoxNet, TruncatingNet])
-def test_every_image_of_a_partial_last_batch_counts(mode, net_class):
-    evaluator = corner_evaluator()
-    evaluate(net_class(), image_dataset(CORNERS), evaluator, batch_size=2)
-    assert evaluator.num_images == 5
-    metrics = evaluator.summarize(None)
-    assert (metrics["AP"], metrics["AR100"]) == pytest.approx((1, 1))
-    np.testing.assert_array_equal(evaluator.detections(104).boxes_xyxy, [[40, 40, 90, 90]])
-    assert len(evaluator.detections(103).scores) == 0
-
-
-def test_images_with_a_cut_nms_are_counted_without_the_padding(caplog):
-    evaluate(TruncatingNet(), image_dataset(CORNERS), corner_evaluator(), batch_size=2)
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 1
-    assert warnings[0].startswith("2 of 5 images")  # 30 and 40; the copy of 40 is not an image
-
-
-def test_evaluation_leaves_parameter_names_and_training_mode_alone():
-    network = TruncatingNet()
-    network.set_train(True)
-    evaluate(network, image_dataset(CORNERS), corner_evaluator(), batch_size=2)
-    assert network.training
-    assert [parameter.name for parameter in network.get_parameters()] == ["weight"]
-
-
-@pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE], indirect=True)
-def test_network_sees_full_batches_in_evaluation_mode(mode):
-    seen = []
-
-    class Watcher(OneBoxNet):
-        def construct(self, img_data, img_metas):
-            seen.append((img_data.shape[0], self.training))
-            return super().construct(img_data, img_metas)
-
-    network = Watcher()
-    network.set_train(True)
-    cell = DetectionCell(network)
-    for _ in range(2):
-        evaluate(cell, image_dataset(CORNERS), corner_evaluator(), batch_size=2)
-        assert network.training  # as it was before
-    assert seen == [(2, False)] * 6
-
-
-def test_another_runtime_is_a_function_of_arrays():
-    def predict(images, metas):
-        assert images.shape == (3, 3, 4, 4)
-        assert metas.shape == (3, 4)
-        rows = [outputs((c, c, c + 50, c + 50, 0.9, 0)) for c in images[:, 0, 0, 0]]
-        return [np.stack(arrays) for arrays in zip(*rows, strict=True)]
-
-    evaluator = corner_evaluator()
-    evaluate(predict, image_dataset(CORNERS, batch_size=3), evaluator, batch_size=3)
-    # a false box in the image without any has the same score as the true ones: only recall is certain
-    assert evaluator.summarize(None)["AR100"] == pytest.approx(1)
-
-
-def test_plain_progress_lines_and_speed_are_logged(caplog):
-    caplog.set_level(logging.INFO, "src")
-    evaluate(OneBoxNet(), image_dataset(CORNERS), corner_evaluator(), batch_size=2)
-    text = caplog.text
-    assert "evaluation: 3 of 3 batches" in text
-    assert "evaluated 5 images in" in text
-    assert "images/s" in text
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import src.util",
+        "import src.evaluation.result_files",
+        "import postprocess\nfrom src.model_utils.errors import UserError\n"
+        "try: postprocess.main(['--anno_path=none.json'])\nexcept UserError as error: print(error)",
+    ],
+)
+def test_scoring_result_files_needs_no_mindspore(tmp_path, code):
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint('mindspore' in sys.modules)"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "False"

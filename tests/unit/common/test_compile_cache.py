@@ -1,4 +1,7 @@
-"""Compiled graphs on disk: every start is a process of its own, as for users, with a small network."""
+"""Compiled graphs on disk: every start is a process of its own, as for users, with a small network.
+
+Tests that need a graph take a copy of the one that a first start has left.
+"""
 
 import os
 import shutil
@@ -8,7 +11,8 @@ import time
 
 import pytest
 
-from src.model_utils.config import graph_settings, load_config
+from src.model_utils.config import load_config
+from src.model_utils.keys import graph_settings
 from tests.helpers import REPO_ROOT
 
 PROGRAM = """
@@ -67,29 +71,35 @@ compile_once(nn.ReLU(), [Tensor(np.ones(2), ms.float32)], load_config(sys.argv[3
 """
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Start the program; returns the process, its output in one pipe."""
-    own = tmp_path / "program.py"
-    own.write_text(PROGRAM)
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """The program's file; graphs belong to the program that has compiled them."""
+    path = tmp_path_factory.mktemp("program") / "program.py"
+    path.write_text(PROGRAM)
+    return path
 
-    def start(size=2, shift=10.0, thr=0.5, folder=tmp_path / "graphs", program=own):
-        return subprocess.Popen(
-            [
-                sys.executable,
-                program,
-                str(size),
-                str(shift),
-                "--device_target=CPU",
-                f"--test_score_thr={thr}",
-                f"--compile_cache_path={folder}",
-            ],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(REPO_ROOT)},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+
+@pytest.fixture(scope="module")
+def first(program):
+    """Folder of the graph that a first start has left, the start's result and what it has said."""
+    folder = program.parent / "graphs"
+    return folder, *finished(launch(program, folder))
+
+
+@pytest.fixture
+def kept(first, tmp_path):
+    """The name of the first start's graph, which lies in the folder that this test's starts use."""
+    shutil.copytree(first[0], tmp_path / "graphs")
+    (name,) = graphs(tmp_path)
+    return name
+
+
+@pytest.fixture
+def start(program, tmp_path):
+    """Start the program; returns the process, its output in one pipe."""
+
+    def start(folder=tmp_path / "graphs", program=program, **settings):
+        return launch(program, folder, **settings)
 
     return start
 
@@ -104,6 +114,25 @@ def run(start):
     return run
 
 
+def launch(program, folder, size=2, shift=10.0, thr=0.5, project=REPO_ROOT):
+    return subprocess.Popen(
+        [
+            sys.executable,
+            program,
+            str(size),
+            str(shift),
+            "--device_target=CPU",
+            f"--test_score_thr={thr}",
+            f"--compile_cache_path={folder}",
+        ],
+        cwd=program.parent,
+        env=os.environ | {"PYTHONPATH": str(project)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
 def finished(process):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
@@ -116,20 +145,19 @@ def graphs(tmp_path):
     return sorted(path.name for path in (tmp_path / "graphs").iterdir())
 
 
-def test_the_second_start_takes_the_graph_and_its_own_weights(run, tmp_path):
-    result, said = run()
+def test_the_second_start_takes_the_graph_and_its_own_weights(run, first):
+    folder, result, said = first
     assert result == "[10.5, 10.5]"
-    (name,) = graphs(tmp_path)
-    assert said == f"kept the compiled graph in {tmp_path}/graphs/{name} for the next start with the same settings"
-    result, said = run(shift=20.0)
+    (path,) = folder.iterdir()
+    assert said == f"kept the compiled graph in {path} for the next start with the same settings"
+    result, said = run(shift=20.0, folder=folder)
     assert result == "[20.5, 20.5]"
-    assert said == f"taking the compiled graph from {tmp_path}/graphs/{name}"
-    assert graphs(tmp_path) == [name]
+    assert said == f"taking the compiled graph from {path}"
+    assert list(folder.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("other,expected", [({"thr": 0.25}, "[10.25, 10.25]"), ({"size": 3}, "[10.5, 10.5, 10.5]")])
-def test_other_settings_and_inputs_have_a_graph_of_their_own(run, tmp_path, other, expected):
-    run()
+def test_other_settings_and_inputs_have_a_graph_of_their_own(run, kept, tmp_path, other, expected):
     result, said = run(**other)
     assert result == expected
     assert said.startswith("kept the compiled graph")
@@ -137,7 +165,7 @@ def test_other_settings_and_inputs_have_a_graph_of_their_own(run, tmp_path, othe
 
 
 def test_the_graph_depends_on_gradients_but_not_on_updates():
-    """Optimisers stand behind the graph."""
+    """Optimizers stand behind the graph."""
 
     def settings(flag):
         return graph_settings(load_config([flag]))
@@ -148,14 +176,14 @@ def test_the_graph_depends_on_gradients_but_not_on_updates():
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph", None])
-def test_a_damaged_graph_is_compiled_again(run, tmp_path, content):
-    run()
+def test_a_damaged_graph_is_compiled_again(run, kept, tmp_path, content):
     (path,) = (tmp_path / "graphs").rglob("*.mindir")
     damaged = path.read_bytes()[: path.stat().st_size // 2] if content is None else content
     path.chmod(0o600)
     path.write_bytes(damaged)
     result, _ = run()
     assert result == "[10.5, 10.5]"
+    assert graphs(tmp_path) == [kept]
 
 
 def test_a_killed_process_leaves_no_graph(start, run, tmp_path):
@@ -207,14 +235,12 @@ def test_an_unknown_home_is_a_warning(run):
     assert said.startswith("WARNING: compiled graphs cannot be kept in ~no-such-user/graphs (")
 
 
-def test_another_program_has_a_graph_of_its_own(start, run, tmp_path):
+def test_another_program_has_a_graph_of_its_own(run, kept, tmp_path):
     """MindSpore compares the program's file too and would write over the first one's graph."""
-    run()
-    (first,) = graphs(tmp_path)
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "graphs" / first).rglob("*.mindir")}
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "graphs" / kept).rglob("*.mindir")}
     other = tmp_path / "other.py"
     other.write_text(PROGRAM + "# another program\n")
-    result, said = finished(start(program=other))
+    result, said = run(program=other)
     assert result == "[10.5, 10.5]"
     assert said.startswith("kept the compiled graph")
     assert len(graphs(tmp_path)) == 2
@@ -236,26 +262,21 @@ def test_a_program_without_a_file_compiles_as_ever(tmp_path):
 
 
 def test_no_folder_no_graph(run, tmp_path):
-    assert run(folder="") == ("[10.5, 10.5]", "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["program.py"]
+    own = tmp_path / "program.py"
+    own.write_text(PROGRAM)
+    assert run(folder="", program=own) == ("[10.5, 10.5]", "")
+    assert list(tmp_path.iterdir()) == [own]
 
 
-def test_changed_source_code_has_a_graph_of_its_own(start, tmp_path):
+def test_changed_source_code_has_a_graph_of_its_own(tmp_path):
     """A copy of the project, because this one must not change."""
     shutil.copytree(REPO_ROOT / "src", tmp_path / "src")
     for name in ("default_config.yaml", "default_config_101.yaml", "default_config_152.yaml"):
         shutil.copy(REPO_ROOT / name, tmp_path)
-    program = [
-        sys.executable,
-        tmp_path / "program.py",
-        "2",
-        "10",
-        "--device_target=CPU",
-        f"--compile_cache_path={tmp_path / 'graphs'}",
-    ]
-    start(folder="").communicate()  # writes the program
+    own = tmp_path / "program.py"
+    own.write_text(PROGRAM)
     for change, number in (("", 1), ("# changed\n", 2)):
         with (tmp_path / "src" / "FasterRcnn" / "rpn.py").open("a") as file:
             file.write(change)
-        subprocess.run(program, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, check=True)
+        finished(launch(own, tmp_path / "graphs", project=tmp_path))
         assert len(graphs(tmp_path)) == number

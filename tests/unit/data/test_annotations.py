@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from src.data import annotations, coco_file
+from src.data.data_paths import image_path
+from src.data.image_annotation import box_faults
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
-from tests.helpers import BCCD, COCO_SUBSET, needs_shared
+from tests.unit.image_sets import coco_80_root
 
 CLASSES = ("cat", "dog")
 
@@ -42,12 +44,15 @@ def read_coco(tmp_path, content, **options):
     return annotations.read_coco(write(tmp_path / "anno.json", content), tmp_path, CLASSES, **options)
 
 
-def read_txt(tmp_path, content, num_fg_classes=2):
-    return annotations.read_txt(write(tmp_path / "anno.txt", content), tmp_path, num_fg_classes)
-
-
 def config_for(root, *flags, classes=("background", *CLASSES)):
     return load_config([f"--coco_root={root}", f"--coco_classes={list(classes)}", "--device_target=CPU", *flags])
+
+
+def coco_config(tmp_path, content, *flags, **options):
+    for subset in ("train2017", "val2017"):
+        (tmp_path / subset).mkdir(exist_ok=True)
+        write(tmp_path / "annotations" / f"instances_{subset}.json", content)
+    return config_for(tmp_path, *flags, **options)
 
 
 # ---- COCO
@@ -95,7 +100,7 @@ def test_coco_boxes_are_corners_with_labels_by_name(tmp_path):
         (lambda c: c["images"][0].pop("width"), r"has width None and height 80"),
         (lambda c: c["images"][0].update(file_name="../x.jpg"), r"outside the image folder"),
         (lambda c: c["images"][0].update(file_name="/etc/passwd"), r"outside the image folder"),
-        (lambda c: c["images"][0].update(file_name="a\0.jpg"), r"no usable file name"),
+        (lambda c: c["images"][0].update(file_name="a\0.jpg"), r"is not a usable file name"),
         (lambda c: c["images"][0].update(file_name=""), r"id 7 in 'images' has file_name ''"),
     ],
 )
@@ -119,7 +124,7 @@ def test_faulty_coco_entries_are_named(tmp_path, change, message):
         (b"[" * 200_000, "not valid JSON"),
     ],
 )
-def test_files_that_are_no_coco_file(tmp_path, content, message):
+def test_files_that_are_not_a_coco_file(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as raised:
         read_coco(tmp_path, content)
     assert str(tmp_path / "anno.json") in str(raised.value)
@@ -129,17 +134,6 @@ def test_too_large_a_file_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(coco_file, "MAX_ANNOTATION_BYTES", 10)
     with pytest.raises(UserError, match=r"the limit is 10"):
         read_coco(tmp_path, coco_content())
-
-
-def test_a_link_that_leaves_the_folder_is_refused(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "secret.jpg").touch()
-    (tmp_path / "images" / "a.jpg").symlink_to(tmp_path / "secret.jpg")
-    with pytest.raises(UserError, match="outside the image folder"):
-        annotations.path_below((tmp_path / "images").resolve(), "a.jpg")
-    # the folder itself may be a link
-    (tmp_path / "link").symlink_to(tmp_path / "images")
-    assert annotations.path_below((tmp_path / "link").resolve(), "b.jpg") == tmp_path.resolve() / "images" / "b.jpg"
 
 
 def test_different_classes_are_an_error_that_lists_both(tmp_path):
@@ -178,154 +172,14 @@ def test_more_than_255_classes(tmp_path):
     assert first.labels.tolist() == [300, 1]
 
 
-# ---- where the files are
-
-
-def test_the_spelling_instance_is_tried(tmp_path):
-    (tmp_path / "train2017").mkdir()
-    write(tmp_path / "annotations" / "instance_train2017.json", coco_content())
-    config = config_for(tmp_path)
-    assert annotations.annotation_file(config, training=True).name == "instance_train2017.json"
-    write(tmp_path / "annotations" / "instances_train2017.json", coco_content())
-    assert annotations.annotation_file(config, training=True).name == "instances_train2017.json"
-    assert len(annotations.load_annotations(config, training=True)) == 2
-
-
-def test_anno_path_replaces_the_evaluation_file_only(tmp_path):
-    own = write(tmp_path / "own.json", coco_content())
-    write(tmp_path / "annotations" / "instances_train2017.json", coco_content())
-    config = config_for(tmp_path, f"--anno_path={own}")
-    assert annotations.annotation_file(config, training=False) == own
-    assert annotations.annotation_file(config, training=True).name == "instances_train2017.json"
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], r"instances_val2017\.json does not exist; check coco_root, instance_set and val_data_type"),
-        (["--anno_path=none.json"], r"none\.json does not exist; check anno_path"),
-        (["--dataset=other", "--image_dir=x"], "needs anno_path"),
-        (["--dataset=other", "--image_dir=x", "--anno_path=."], "is not a file; check anno_path"),
-    ],
-)
-def test_missing_annotation_files_are_named(tmp_path, flags, message):
-    with pytest.raises(UserError, match=message):
-        annotations.annotation_file(config_for(tmp_path, *flags), training=False)
-
-
-def test_missing_image_folders_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"train2017 does not exist; check coco_root and train_data_type"):
-        annotations.image_folder(config_for(tmp_path), training=True)
-    with pytest.raises(UserError, match=r"check image_dir"):
-        annotations.image_folder(config_for(tmp_path, "--dataset=other", "--image_dir=nowhere"), training=True)
-    with pytest.raises(UserError, match=r"needs image_dir"):
-        annotations.image_folder(config_for(tmp_path, "--dataset=other"), training=True)
-
-
-# ---- TXT
-
-
-def test_txt_lines_of_all_kinds(tmp_path):
-    lines = (
-        "\ufefffirst.jpg 1,2,3.5,4,1 5,6,7,8,2,1 \r\n"  # byte order mark, Windows line end, trailing blank
-        "\n"
-        '"my second image.jpg"\t10,20,30,40,2\n'
-        "   sub/third.jpg\n"
-    ).encode()
-    first, second, third = read_txt(tmp_path, lines)
-    assert [item.image_id for item in (first, second, third)] == [1, 2, 3]
-    assert (first.file_name, second.file_name, third.file_name) == ("first.jpg", "my second image.jpg", "sub/third.jpg")
-    assert first.boxes_xyxy.tolist() == [[1, 2, 3.5, 4], [5, 6, 7, 8]]
-    assert first.labels.tolist() == [1, 2]
-    assert first.is_crowd.tolist() == [False, True]
-    assert second.boxes_xyxy.tolist() == [[10, 20, 30, 40]]
-    assert second.box_name(0) == "my second image.jpg, line 3, box 1"
-    assert third.boxes_xyxy.shape == (0, 4)
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b"a.jpg 1,2,3", "'1,2,3' is no box: it has 3 parts, not 5 or 6"),
-        (b"a.jpg 1,2,3,4", "it has 4 parts"),
-        (b"a.jpg a,b,c,d,e,f", "'a,b,c,d,e,f' is no box: four numbers"),
-        (b"a.jpg 1,2,3,4,99", r"class 99 of '1,2,3,4,99' is not one of 1\.\.2"),
-        (b"a.jpg 1,2,3,4,0", r"class 0 of .* is not one of 1\.\.2"),
-        (b"a.jpg 1,2,3,4,1.5", "is no box: four numbers"),
-        (b"a.jpg 1,2,3,4,1,2", "iscrowd 2"),
-        (b"my image.jpg 1,2,3,4,1", r"'image\.jpg' is no box: it has 1 part,"),
-        (b'"my image.jpg 1,2,3,4,1', "a double quote is missing"),
-        (b"b\xff.jpg 1,2,3,4,1", "is not UTF-8 text"),
-        (b"first.jpg 1,2,3,4,1", r"'first\.jpg' is already on line 1"),
-        (b"./first.jpg", "already on line 1"),
-        (b"../a.jpg 1,2,3,4,1", "outside the image folder"),
-    ],
-)
-def test_faulty_txt_lines_are_named(tmp_path, line, reason):
-    with pytest.raises(UserError, match=reason) as raised:
-        read_txt(tmp_path, b"first.jpg 1,2,3,4,1\n\n" + line + b"\n")
-    assert "anno.txt: 1 line cannot be read" in str(raised.value)
-    assert "line 3, " in str(raised.value)
-
-
-def test_many_faulty_lines_are_counted_and_the_first_shown(tmp_path):
-    with pytest.raises(UserError) as raised:
-        read_txt(tmp_path, "".join(f"{number}.jpg 1,2\n" for number in range(50)))
-    assert "50 lines" in str(raised.value)
-    assert str(raised.value).count("\n") == annotations.MAX_LISTED
-
-
-def test_an_empty_txt_file_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="is empty"):
-        read_txt(tmp_path, "\n \n")
-
-
-# ---- boxes
-
-
-def test_box_faults_and_clipping():
-    boxes = np.array(
-        [
-            [1, 2, 3, 4],  # good
-            [5, 5, 5, 9],  # no width
-            [9, 9, 4, 12],  # x1 > x2
-            [np.nan, 0, 1, 1],
-            [0, 0, np.inf, 1],
-            [-5, -5, 20, 200],  # partly outside 100 x 80
-            [100, 10, 120, 20],  # touches the right edge from outside
-            [-9, -9, -1, -1],
-        ],
-        np.float32,
-    )
-    faults, clipped = annotations.box_faults(boxes, (100, 80))
-    assert faults.tolist() == [
-        "",
-        "no area",
-        "no area",
-        "not finite",
-        "not finite",
-        "",
-        "outside the image",
-        "outside the image",
-    ]
-    assert clipped[[0, 5]].tolist() == [[1, 2, 3, 4], [0, 0, 20, 80]]
-    assert annotations.box_faults(boxes)[0].tolist()[5:] == ["", "", ""]
-
-
 def test_numbers_too_large_for_float32_are_not_finite(tmp_path):
     content = coco_content()
     content["annotations"][0]["bbox"] = [0, 0, 1e300, 5]
-    faults, _ = annotations.box_faults(read_coco(tmp_path, content)[0].boxes_xyxy, (100, 80))
+    faults, _ = box_faults(read_coco(tmp_path, content)[0].boxes_xyxy, (100, 80))
     assert faults.tolist() == ["not finite", ""]
 
 
 # ---- ground truth of an evaluation
-
-
-def coco_config(tmp_path, content, *flags, **options):
-    (tmp_path / "val2017").mkdir(exist_ok=True)
-    write(tmp_path / "annotations" / "instances_val2017.json", content)
-    return config_for(tmp_path, *flags, **options)
 
 
 def test_coco_ground_truth_is_the_file(tmp_path):
@@ -373,29 +227,25 @@ def test_txt_ground_truth_has_class_numbers_as_category_ids(tmp_path, caplog):
     assert ground_truth["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     assert annotations.category_ids(config, ground_truth) == (1, 2)
     assert "1 box left out of the ground truth: a.jpg, line 2, box 2 (no area)" in caplog.text
-    assert annotations.image_path(config, "b.jpg") == tmp_path.resolve() / "b.jpg"
+    assert image_path(config, "b.jpg") == tmp_path.resolve() / "b.jpg"
 
 
-# ---- real data
+# ---- whole sets
 
 
-@needs_shared
-def test_bccd_has_its_published_counts():
-    config = config_for(BCCD, classes=("background", "RBC", "WBC", "Platelets"))
+def test_every_image_and_box_of_a_labelled_set_is_read(labelled):
+    config = config_for(labelled.root, classes=("background", *labelled.classes))
     found = annotations.load_annotations(config, training=True)
-    assert len(found) == 292
-    assert sum(len(item.labels) for item in found) == 3943
+    assert len(found) == labelled.num_train
+    assert sum(len(item.labels) for item in found) == labelled.num_train_boxes
     bad = [
-        item.box_name(row)
-        for item in found
-        for row in np.flatnonzero(annotations.box_faults(item.boxes_xyxy, item.size)[0] != "")
+        item.box_name(row) for item in found for row in np.flatnonzero(box_faults(item.boxes_xyxy, item.size)[0] != "")
     ]
-    assert [name.split(", ")[1] for name in bad] == ["annotation 3153", "annotation 3197"]
+    assert bad == list(labelled.flat_boxes)
 
 
-@needs_shared
-def test_coco_category_ids_are_not_contiguous():
-    config = load_config([f"--coco_root={COCO_SUBSET}"])
+def test_coco_category_ids_are_not_contiguous(tmp_path):
+    config = load_config([f"--coco_root={coco_80_root(tmp_path)}"])
     ground_truth = annotations.coco_ground_truth(config)
     ids = annotations.category_ids(config, ground_truth)
     assert len(ids) == 80

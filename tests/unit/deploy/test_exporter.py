@@ -178,7 +178,7 @@ def test_air_needs_ascend(tmp_path, checkpoint):
 
 def test_precision_is_a_matter_of_onnx(tmp_path, checkpoint):
     config = export_config(checkpoint, tmp_path / "model", file_format="MINDIR", onnx_precision="int8")
-    refused(config, "goes with file_format ONNX")
+    refused(config, "is for file_format ONNX")
 
 
 def test_a_file_that_detects_something_else_is_not_written(tmp_path, checkpoint, monkeypatch):

@@ -1,11 +1,13 @@
 """Detectors as files: the notes they carry, and what loading refuses."""
 
 import dataclasses
+import json
 
 import numpy as np
 import onnx
 import pytest
 
+from src import __version__
 from src.data.transforms import Canvas
 from src.deploy.model_file import Model, ModelInfo, _check_onnx_device, load_model
 from src.deploy.onnx_graph import build_onnx
@@ -54,7 +56,9 @@ def test_notes_are_read_as_they_were_written(tmp_path):
     assert INFO.notes()["pixel_mean"] == "[123.675, 116.28, 103.53]"
     assert INFO.notes()["colour_order"] == '"RGB"'
     assert INFO.notes()["class_names"].startswith('["Größe')  # not as escapes
-    assert "mindspore" in INFO.notes()["versions"]
+    versions = json.loads(INFO.notes()["versions"])
+    assert set(versions) == {"faster-rcnn-mindspore", "mindspore", "onnx"}
+    assert versions["faster-rcnn-mindspore"] == __version__
 
 
 @pytest.mark.parametrize("change", [{"class_names": None}, {"canvas": "[1, 2]"}, {"canvas": "{"}, {"class_names": "3"}])

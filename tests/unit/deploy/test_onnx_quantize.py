@@ -8,7 +8,8 @@ import onnx
 import pytest
 
 from src.convert_checkpoint import write_checkpoint
-from src.data.transforms import Canvas, evaluation_input, read_rgb
+from src.data.image_files import read_rgb
+from src.data.transforms import Canvas, evaluation_input
 from src.deploy.exporter import export_detector
 from src.deploy.model_file import load_model
 from src.deploy.onnx_graph import build_onnx

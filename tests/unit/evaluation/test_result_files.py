@@ -152,7 +152,7 @@ def test_results_are_scored_with_the_categories_of_the_file(case):
     ]
 
 
-def test_boxes_in_half_precision_give_the_same_figures(case):
+def test_boxes_in_half_precision_give_the_same_metrics(case):
     write(case.results, "a.b", [[10, 20, 60, 70, 0.5]], [0], [1], float_format="e")
     case()
     assert json.loads((case.folder / "out" / "metrics.json").read_text())["AP"] == pytest.approx(1)

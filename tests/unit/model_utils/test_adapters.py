@@ -23,19 +23,19 @@ def test_the_environment_goes_before_the_file():
 
 def test_a_flag_goes_before_the_environment():
     environ = {"DEVICE_ID": "3", "RANK_ID": "5", "RANK_SIZE": "8"}
-    place = read_environment(load_config(["--device_id=2"]), environ)
-    assert (place.device_id, place.rank_id, place.rank_size) == (2, 5, 8)
+    process = read_environment(load_config(["--device_id=2"]), environ)
+    assert (process.device_id, process.rank_id, process.rank_size) == (2, 5, 8)
     on_modelarts = load_config(["--enable_modelarts=True", "--device_id=2", "--rank_id=1", "--device_num=4"])
-    place = read_environment(on_modelarts, environ)
-    assert (place.device_id, place.rank_id, place.rank_size) == (2, 1, 4)
+    process = read_environment(on_modelarts, environ)
+    assert (process.device_id, process.rank_id, process.rank_size) == (2, 1, 4)
 
 
-def test_place_in_a_distributed_run_is_the_launchers():
+def test_rank_in_a_distributed_run_is_the_launchers():
     """The published commands repeat it: mpirun ... --run_distribute=True --device_num=$RANK_SIZE."""
     environ = {"RANK_ID": "5", "RANK_SIZE": "8"}
     distributed = ["--run_distribute=True"]
-    place = read_environment(load_config([*distributed, "--rank_id=5", "--device_num=8"]), environ)
-    assert (place.rank_id, place.rank_size) == (5, 8)
+    process = read_environment(load_config([*distributed, "--rank_id=5", "--device_num=8"]), environ)
+    assert (process.rank_id, process.rank_size) == (5, 8)
     for flag, message in (
         ("--rank_id=4", "--rank_id is 4, but RANK_ID, .* is 5: leave --rank_id out"),
         ("--device_num=4", "--device_num is 4, but RANK_SIZE, .* is 8: leave --device_num out"),
@@ -45,12 +45,12 @@ def test_place_in_a_distributed_run_is_the_launchers():
 
 
 def test_an_empty_variable_counts_as_not_set():
-    place = read_environment(load_config([]), {"DEVICE_ID": "", "RANK_ID": " ", "JOB_ID": ""})
-    assert (place.device_id, place.rank_id, place.job_id) == (0, 0, "default")
+    process = read_environment(load_config([]), {"DEVICE_ID": "", "RANK_ID": " ", "JOB_ID": ""})
+    assert (process.device_id, process.rank_id, process.job_id) == (0, 0, "default")
 
 
 @pytest.mark.parametrize("text", ["a", "-1", "1.5", "0x1"])
-def test_a_variable_that_is_no_number_is_named(text):
+def test_a_variable_that_is_not_a_number_is_named(text):
     with pytest.raises(UserError, match=f"DEVICE_ID is '{text}'"):
         read_environment(load_config([]), {"DEVICE_ID": text})
 

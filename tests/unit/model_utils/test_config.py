@@ -12,8 +12,9 @@ import yaml
 
 from src.model_utils import config as config_module
 from src.model_utils import config_checks
-from src.model_utils.config import GROUPS, Config, ConfigError, describe, key_types, load_config
-from src.model_utils.errors import UserError
+from src.model_utils.config import Config, describe, load_config
+from src.model_utils.errors import ConfigError, UserError
+from src.model_utils.keys import GROUPS, RoiLayer, key_types
 from tests.helpers import REPO_ROOT, SHARED
 
 PUBLISHED = SHARED / "config-defaults.json"
@@ -63,7 +64,7 @@ def as_plain(value):
     """Tuples as lists, the RoI layer as a dict: what JSON and YAML hold."""
     if isinstance(value, tuple):
         return list(value)
-    return dict(value) if isinstance(value, config_module.RoiLayer) else value
+    return dict(value) if isinstance(value, RoiLayer) else value
 
 
 # ---- shipped files -----------------------------------------------------------------------------------------
@@ -350,20 +351,20 @@ def test_refused_flags(argv, words):
         ("--base_lr=fast", ["'fast'", "a number"]),
         ("--base_lr=nan", ["'nan'", "a number"]),
         ("--base_lr=inf", ["'inf'", "a number"]),
-        ("--batch_size=2.0", ["'2.0'", "a whole number"]),
-        ("--batch_size=True", ["'True'", "a whole number"]),
-        ("--batch_size=" + "9" * 5000, ["999", "a whole number"]),  # longer than Python converts
+        ("--batch_size=2.0", ["'2.0'", "an integer"]),
+        ("--batch_size=True", ["'True'", "an integer"]),
+        ("--batch_size=" + "9" * 5000, ["999", "an integer"]),  # longer than Python converts
         ("--finetune=yes", ["'yes'", "True or False"]),
         ("--finetune=1", ["'1'", "True or False"]),
         ("--finetune=TRUE", ["'TRUE'", "True or False"]),
-        ("--milestones=8", ["8", "a list of whole numbers"]),
-        ("--milestones=[8, 11.5]", ["11.5", "a list of whole numbers"]),
+        ("--milestones=8", ["8", "a list of integers"]),
+        ("--milestones=[8, 11.5]", ["11.5", "a list of integers"]),
         ("--anchor_scales=['a']", ["'a'", "a list of numbers"]),
         ("--coco_classes=background,cat", ["'background,cat'", "['background', 'cat']"]),
-        ("--coco_classes=['background'", ["a list of texts"]),
-        ("--coco_classes=['background', 1]", ["a list of texts"]),
+        ("--coco_classes=['background'", ["a list of strings"]),
+        ("--coco_classes=['background', 1]", ["a list of strings"]),
         ("--roi_layer={type: RoIAlign}", ["mapping with the keys type, out_size, sample_num"]),
-        ("--roi_layer={type: RoIAlign, out_size: big, sample_num: 2}", ["roi_layer.out_size", "a whole number"]),
+        ("--roi_layer={type: RoIAlign, out_size: big, sample_num: 2}", ["roi_layer.out_size", "an integer"]),
     ],
 )
 def test_wrong_types_as_flags(flag, words):
@@ -380,13 +381,13 @@ def test_wrong_types_as_flags(flag, words):
         ("base_lr: .nan", ["base_lr is nan", "a number"]),
         ("base_lr: [0.1]", ["base_lr is [0.1]", "a number"]),
         ("base_lr:", ["base_lr is None", "a number"]),
-        ("epoch_size: '3'", ["epoch_size is '3'", "a whole number"]),
-        ("epoch_size: 3.0", ["epoch_size is 3.0", "a whole number"]),
+        ("epoch_size: '3'", ["epoch_size is '3'", "an integer"]),
+        ("epoch_size: 3.0", ["epoch_size is 3.0", "an integer"]),
         ("keep_ratio: 'True'", ["keep_ratio is 'True'", "True or False"]),
         ("keep_ratio: yes", ["keep_ratio is 'yes'", "True or False"]),
         ("keep_ratio: 1", ["keep_ratio is 1", "True or False"]),
-        ("val_data_type: 2017", ["val_data_type is 2017", "a text"]),
-        ("coco_classes: [background, 1]", ["coco_classes is ['background', 1]", "a list of texts"]),
+        ("val_data_type: 2017", ["val_data_type is 2017", "a string"]),
+        ("coco_classes: [background, 1]", ["coco_classes is ['background', 1]", "a list of strings"]),
         ("rcnn_target_stds: 0.1", ["rcnn_target_stds is 0.1", "a list of numbers"]),
     ],
 )
@@ -398,7 +399,7 @@ def test_wrong_types_in_a_file(config_file, line, words):
 
 
 def test_exponent_without_a_point_is_a_number(config_file):
-    assert yaml.safe_load("1e-4") == "1e-4"  # the reason: YAML 1.1 takes it for a text
+    assert yaml.safe_load("1e-4") == "1e-4"  # the reason: YAML 1.1 takes it for a string
     path = config_file("weight_decay: 1e-4\nrcnn_target_stds: [1e-1, 0.1, 2e-1, 0.2]\n")
     config = load_config([f"--config_path={path}"])
     assert config.weight_decay == 1e-4
@@ -719,7 +720,7 @@ def test_missing_file_folder_and_binary(tmp_path):
 
 
 def test_python_tags_on_the_command_line_build_nothing():
-    assert "a list of texts" in load_error("--coco_classes=!!python/object/apply:os.getcwd []")
+    assert "a list of strings" in load_error("--coco_classes=!!python/object/apply:os.getcwd []")
 
 
 @pytest.mark.parametrize(

@@ -465,7 +465,7 @@ def test_archive_larger_than_the_disk(tmp_path, monkeypatch):
 
 
 def test_entry_script_on_modelarts(store, tmp_path):
-    """postprocess.py scores two images whose annotations and result files come from the store, and its figures go
+    """postprocess.py scores two images whose annotations and result files come from the store, and its metrics go
     there; stopped or not, with the exit code of the run."""
     boxes = [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [10, 20, 30, 40], "area": 1200, "iscrowd": 0}]
     (store / "data" / "val.json").write_text(

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from src.data.transforms import FORMATS, IMAGE_SUFFIXES
+from src.data.image_files import FORMATS, IMAGE_SUFFIXES
 from src.model_utils.errors import UserError
-from src.predict.image_sources import find_inputs, is_video, left_out_text, natural_key, output_paths
+from src.predict.image_sources import find_inputs, is_video, left_out_summary, natural_key, output_paths
 
 NATURAL = ["1.jpg", "2.JPG", "10.jpg", "a1b2.png", "a1b10.png", "A2.png", "a10.png", "b.png"]
 
@@ -56,12 +56,12 @@ def test_what_a_folder_holds_besides_is_left_out(folder):
         "notes.txt",
         "sub",
     ]
-    assert left_out_text(left_out) == (
+    assert left_out_summary(left_out) == (
         "7 other files or folders left out: .hidden.jpg; dangling.jpg; film.mp4; folder.jpg/; noextension; notes.txt; "
         "sub/ (a video is detected in when it is named by itself)"
     )
-    assert left_out_text(left_out[-2:]) == "2 other files or folders left out: notes.txt; sub/"
-    assert left_out_text(left_out[-1:]) == "1 other file or folder left out: sub/"
+    assert left_out_summary(left_out[-2:]) == "2 other files or folders left out: notes.txt; sub/"
+    assert left_out_summary(left_out[-1:]) == "1 other file or folder left out: sub/"
 
 
 def test_all_suffixes_are_taken_in_any_case(tmp_path):

@@ -139,7 +139,7 @@ def test_images_are_drawn_and_weak_detections_are_not(folder):
 
 def test_bad_images_are_named_and_left_out(folder, caplog):
     worker = predictor(folder, ["text.jpg", "0.png", "empty.png", "cut.png", "1.png", "missing.png"], batch_size=2)
-    assert [Path(prediction.image).name for prediction in worker.predictions] == ["0.png", "1.png"]
+    assert [Path(prediction.picture).name for prediction in worker.predictions] == ["0.png", "1.png"]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [re.fullmatch(r"skipped: .*/in/(\S+): .+", text)[1] for text in warnings] == [
         "text.jpg",
@@ -192,7 +192,7 @@ def test_json_holds_every_image_and_detection(folder):
 def test_an_image_without_detections_stands_in_json_and_not_in_csv(folder):
     worker = predictor(folder, ["0.png"], score_thr=0.8)
     assert json.loads(worker.write_results("json").read_text())["pictures"][0]["detections"] == []
-    assert worker.write_results("csv").read_text().splitlines() == ["image,frame,label,name,score,x1,y1,x2,y2"]
+    assert worker.write_results("csv").read_text().splitlines() == ["picture,frame,label,name,score,x1,y1,x2,y2"]
     assert "1 image, 0 detections in " in worker.summary()
 
 
@@ -255,7 +255,7 @@ def test_frames_are_counted_anew_in_every_video_and_images_come_first(folder):
     write_video(folder / "in" / "a.mp4", [0, 100])
     write_video(folder / "in" / "b.mp4", [0, 100])
     worker = predictor(folder, ["a.mp4", "b.mp4", "0.png"])
-    assert [(Path(p.image).name, p.frame) for p in worker.predictions] == [
+    assert [(Path(p.picture).name, p.frame) for p in worker.predictions] == [
         ("0.png", None),
         ("a.mp4", 0),
         ("a.mp4", 1),

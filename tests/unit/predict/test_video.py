@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from src.data.transforms import ImageError
+from src.data.image_files import ImageError
 from src.model_utils.errors import UserError
 from src.predict.video import VideoReader, VideoWriter
 from tests.helpers import REPO_ROOT

@@ -49,13 +49,14 @@ def test_packages_are_those_of_the_requirements():
     assert required == {*check_env.PACKAGES, "numpy"}
 
 
-@pytest.mark.parametrize("gib, state", [(2.9, FAILURE), (3.1, WARNING), (11.9, WARNING), (12.1, OK)])
+@pytest.mark.parametrize("gib, state", [(2.9, FAILURE), (3.1, WARNING), (5.9, WARNING), (6.1, OK)])
 def test_memory(tmp_path, gib, state):
     info = tmp_path / "meminfo"
     info.write_text(f"MemTotal: 99999999 kB\nMemFree: 1 kB\nMemAvailable: {int(gib * 2**20)} kB\n")
     _, memory, _ = check_env.check_resources(tmp_path, info, tmp_path / "none")
     assert memory.state == state
     assert f"{gib:.1f} GiB" in memory.text
+    assert ("takes 3.6 GiB" in memory.advice) == (state == WARNING)
 
 
 @pytest.mark.parametrize("limit, gib", [("max", 60), (str(5 * GIB), 4), (str(200 * GIB), 60)])

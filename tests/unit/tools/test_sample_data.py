@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -126,6 +127,12 @@ def test_second_run_keeps_the_folder(sample, caplog):
     assert "kept" in caplog.text
 
 
+def test_a_folder_that_the_first_release_made_is_kept(tmp_path):
+    marker = {"made_by": "src.sample_data", "format_version": 1} | asdict(SMALL)
+    (tmp_path / MARKER_FILE).write_text(json.dumps(marker))
+    assert not make_sample_data(tmp_path, SMALL)
+
+
 def test_folders_of_others_are_left_alone(tmp_path, sample):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
@@ -137,8 +144,7 @@ def test_folders_of_others_are_left_alone(tmp_path, sample):
     with pytest.raises(UserError, match="other arguments"):
         make_sample_data(sample, SampleSpec(num_train=7, num_val=3, width=160, height=128, seed=5))
     (tmp_path / "new.partial").mkdir()
-    with pytest.raises(UserError, match="in the way"):
-        make_sample_data(tmp_path / "new", SMALL)
+    make_sample_data(tmp_path / "new", SMALL)
     assert (tmp_path / "new.partial").is_dir()
 
 
@@ -150,9 +156,8 @@ def test_an_interrupted_run_leaves_nothing_and_is_made_good(tmp_path, sample, mo
         patch.setattr("src.tools.sample_data.make_image", interrupt)
         make_sample_data(tmp_path / "data", SMALL)
     assert list(tmp_path.iterdir()) == []
-    # a run that was killed could not tidy up: its marked folder is removed by the next one
-    (tmp_path / "data.partial" / "train2017").mkdir(parents=True)
-    (tmp_path / "data.partial" / MARKER_FILE).write_text('{"made_by": "src.tools.sample_data"}')
+    # a run that was killed could not tidy up: its folder is removed by the next one
+    (tmp_path / ".data.unfinished" / "train2017").mkdir(parents=True)
     assert make_sample_data(tmp_path / "data", SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert fingerprint(tmp_path / "data") == fingerprint(sample)

@@ -257,7 +257,7 @@ def test_a_name_on_a_list_must_mean_one_image(nested, tmp_path):
         convert(nested, tmp_path / "out", *write_lists(tmp_path, "2\n", "4\na/b/4\n"))
 
 
-def test_names_with_blanks_and_accents_on_lists(tmp_path):
+def test_names_with_spaces_and_accents_on_lists(tmp_path):
     for stem in ("img", "img (2)", "cafe\u0301"):  # e and a separate accent on the disk
         add_image(tmp_path / "images" / f"{stem}.png")
         add_xml(tmp_path / "annotations" / f"{stem}.xml", f"{stem}.png", xml_object())

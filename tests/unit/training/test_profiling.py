@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -39,14 +38,6 @@ def config(tmp_path, monkeypatch):
     """Profiling is on; the current folder is empty."""
     monkeypatch.chdir(tmp_path)
     return dataclasses.replace(load_config(["--device_target=CPU"]), enable_profiling=True)
-
-
-@pytest.fixture
-def info(caplog, monkeypatch):
-    """What the program says, whether or not another test has set up its log."""
-    monkeypatch.setattr(logging.getLogger("src"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="src")
-    return caplog
 
 
 def ours(info):

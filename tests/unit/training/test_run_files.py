@@ -1,7 +1,6 @@
 """What an earlier run has left: looked at by every rank before any of them writes, then renamed or refused."""
 
 import dataclasses
-import logging
 from pathlib import Path
 
 import pytest
@@ -27,14 +26,6 @@ def config(defaults, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MS_ROLE", raising=False)
     return defaults
-
-
-@pytest.fixture
-def info(caplog, monkeypatch):
-    """What the program says, whether or not another test has set up its log."""
-    monkeypatch.setattr(logging.getLogger("src"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="src")
-    return caplog
 
 
 def write(*names):
