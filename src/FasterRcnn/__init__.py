@@ -1,7 +1,8 @@
 """The detector: Faster R-CNN with a ResNet backbone and a feature pyramid.
 
-Size letters used in all docstrings: B images, L pyramid levels, A anchors per cell, N anchors in all, R RoIs,
-G padded ground truths (128), K classes with background, C channels.
+Size letters used in docstrings and comments: B images, L pyramid levels, A anchors per cell, N anchors in all, R RoIs,
+G padded ground truths (128), K classes with background, C channels; S sampling slots, M boxes that enter suppression,
+D detections, P pixels of all levels of all images, E entries of a sparse matrix.
 Boxes are xyxy in pixels; :mod:`src.FasterRcnn.box_ops` says where a box is one pixel wider than x2 - x1.
 """
 
