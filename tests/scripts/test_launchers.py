@@ -178,7 +178,8 @@ def test_signals_reach_the_program(caller, number):
     """The program has taken the place of the shell, so nothing stands between."""
     script = caller.project / "scripts" / "run_standalone_train_cpu.sh"
     launcher = subprocess.Popen(
-        ["bash", script, *TRAIN_ARGUMENTS],
+        # Tests that a shell has started in the background inherit that Ctrl-C is ignored.
+        ["env", "--default-signal=INT", "bash", script, *TRAIN_ARGUMENTS],
         cwd=caller.folder,
         stdout=subprocess.PIPE,
         env=caller.environment | {"STUB_WAIT": "60"},
@@ -186,7 +187,7 @@ def test_signals_reach_the_program(caller, number):
     )
     assert launcher.stdout.readline() == "the program's output\n"
     launcher.send_signal(number)
-    assert launcher.wait(10) == -number
+    assert launcher.wait(30) == -number
     launcher.stdout.close()
 
 
