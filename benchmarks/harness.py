@@ -82,7 +82,7 @@ class Worker:
         for line in self.process.stdout:
             if line.startswith(MARK):
                 return json.loads(line[len(MARK) :])
-        raise SystemExit(f"the contender {self.name} has ended without an answer; its message stands above")
+        raise SystemExit(f"the contender {self.name} has ended without an answer; its message is above")
 
 
 MARK = "@answer "

@@ -251,7 +251,7 @@ def evaluation_images(folder: str, height: int, width: int, num_images: int, num
 
 
 def coco_scoring(num_images: int, num_detections: int, num_threads: int):
-    """Twelve COCO figures of generated detections: 80 classes, 7 ground truths per image."""
+    """The twelve COCO metrics of generated detections: 80 classes, 7 ground truths per image."""
     from src.util import CocoEvaluator
 
     rng = np.random.default_rng(0)

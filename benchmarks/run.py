@@ -2,7 +2,7 @@
 
     python benchmarks/run.py --peer_python=.venv-peer/bin/python [--only=train_step] [--turns=5]
 
-Every comparison is made in turns by processes of their own (harness.py). Figures are medians; a ratio is ours / the
+Every comparison is made in turns by processes of their own (harness.py). Results are medians; a ratio is ours / the
 other, the median over turns, so below 1 we are faster. Where operations can be counted (by torch, for the network as
 torchvision builds it), the table gives their number per second and its share of a large matrix product's.
 """
@@ -175,7 +175,7 @@ def as_table(results: list[dict]) -> str:
 
 
 def machine() -> dict[str, str | int | bool]:
-    """What the figures depend on: processor, whether it has AVX-512, cores, MindSpore."""
+    """What the results depend on: processor, whether it has AVX-512, cores, MindSpore."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -187,7 +187,7 @@ def machine() -> dict[str, str | int | bool]:
 
 
 def main() -> int:
-    """Measure, print the table as it grows, and write it with all figures."""
+    """Measure, print the table as it grows, and write it with all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer_python", required=True, help="A Python that has torch and torchvision.")
     parser.add_argument("--coco_root", default="", help="JPEG images in COCO layout, for the data pipeline.")

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Usage: run.sh [--coco_root=FOLDER] [--onnx=FILE] [--only=GROUP] [--turns=N] [--threads=N] [--output=FOLDER]
 # Measures this project beside torchvision on this machine's processor; --only=GROUP for a part of it. Makes
-# .venv-peer with torch and torchvision (about 6 GB); the table and all figures land in benchmarks/results/.
+# .venv-peer with torch and torchvision (about 6 GB); the table and all results land in benchmarks/results/.
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/common.sh"
 
 cd "$REPO_ROOT"

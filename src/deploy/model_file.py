@@ -352,7 +352,7 @@ def _check_onnx_device(used: str, config: Config) -> None:
     if "device_target" in config.command_line:
         raise UserError(
             f"device_target is {config.device_target}, but ONNX Runtime cannot start it here; its message "
-            "stands above. Use --device_target=CPU, or install what the device needs"
+            "is above. Use --device_target=CPU, or install what the device needs"
         )
     LOGGER.info(
         "this ONNX Runtime has no %s, the device_target of the configuration: the model runs on %s",
