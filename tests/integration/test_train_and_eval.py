@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import REPO_ROOT, write_small_start
 
-NUM_TRAIN, NUM_VAL = 40, 12
+NUM_TRAIN, NUM_VAL = 24, 12
 # A small canvas and few RoIs: what is tested here is that the parts fit together, not how well it detects.
 SMALL = (
     "--device_target=CPU",
@@ -84,8 +84,8 @@ def test_losses_of_every_step_are_written_and_fall(trained):
 def test_checkpoints_have_the_published_names(trained):
     folder, _ = trained
     assert sorted(path.name for path in (folder / "ckpt_0").iterdir()) == [
-        "faster_rcnn-1_20.ckpt",
-        "faster_rcnn-2_20.ckpt",
+        "faster_rcnn-1_12.ckpt",
+        "faster_rcnn-2_12.ckpt",
     ]
 
 
@@ -98,7 +98,7 @@ def test_evaluation_scores_all_images(trained, labelled_images):
         labelled_images.flag,
         f"--coco_root={folder / 'cells'}",
         f"--mindrecord_dir={folder / 'records'}",
-        f"--checkpoint_path={folder / 'ckpt_0' / 'faster_rcnn-2_20.ckpt'}",
+        f"--checkpoint_path={folder / 'ckpt_0' / 'faster_rcnn-2_12.ckpt'}",
         "--test_batch_size=5",
         "--test_score_thr=0.01",
         "--draw_images=2",
@@ -127,7 +127,7 @@ def test_wrong_number_of_classes_is_refused_before_anything_is_written(trained, 
         f"--coco_root={folder / 'cells'}",
         f"--mindrecord_dir={folder / 'other'}",
         "--ignore_unknown=True",
-        f"--checkpoint_path={folder / 'ckpt_0' / 'faster_rcnn-2_20.ckpt'}",
+        f"--checkpoint_path={folder / 'ckpt_0' / 'faster_rcnn-2_12.ckpt'}",
         cwd=folder,
     )
     assert result.returncode == 1
