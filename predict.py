@@ -70,7 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         "thresholds of a .ckpt may\nbe changed. The device is the best that is there, unless --device_target "
         "names one.",
     )
-    parser.add_argument("--model", required=True, metavar="FILE", help="The detector: a .ckpt, .onnx or .mindir file.")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="FILE",
+        help="The detector: a .ckpt, .onnx or .mindir file, "
+        "or a Faster R-CNN of torchvision, mmdetection or detectron2 (.pth, .pkl, .safetensors).",
+    )
     parser.add_argument(
         "--input",
         required=True,

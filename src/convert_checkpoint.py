@@ -1,10 +1,15 @@
 """Checkpoints in: one reader, all key renames, and the two ways weights enter a network.
 
-``python -m src.convert_checkpoint --ckpt_file=RESNET.ckpt`` writes ``backbone.ckpt``, a published ResNet checkpoint
-under the detector's names. Training and evaluation do the same on the fly, so the file is a convenience.
+    python -m src.convert_checkpoint --ckpt_file=RESNET.ckpt
+    python -m src.convert_checkpoint --ckpt_file=fasterrcnn_resnet50_fpn_coco-258fb6c6.pth
+    python -m src.convert_checkpoint --ckpt_file=detector.ckpt --to=torchvision
+
+The first two write ``backbone.ckpt`` and ``detector.ckpt``, weights of the model zoo or of another project under this
+detector's names. Training and evaluation do the same on the fly, so the files are a convenience.
 """
 
 import argparse
+import dataclasses
 import logging
 import math
 import sys
@@ -19,9 +24,10 @@ from mindspore import Parameter, Tensor, nn
 
 from src.common.files import open_to_others, write_whole
 from src.common.wording import listed_below
-from src.model_utils.config import Config
+from src.model_utils.config import Config, load_config
 from src.model_utils.errors import UserError, first_line
-from src.weights.detector_notes import BACKBONE, FINETUNING, INFERENCE, Use, noted_settings, with_notes
+from src.weights.detector_notes import BACKBONE, FINETUNING, INFERENCE, Use, noted_settings, notes_of, with_notes
+from src.weights.foreign import SUFFIXES, is_foreign, read_foreign, to_torchvision
 
 LOGGER = logging.getLogger(__name__)
 
@@ -50,22 +56,25 @@ NAMES_SHOWN = 10
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Parameter]:
-    """Read every entry of a MindSpore checkpoint.
+    """Read every entry of a checkpoint.
 
     Args:
-        path (str | Path): a ``.ckpt`` file.
+        path (str | Path): a ``.ckpt`` file of MindSpore, or a file of another project, see `src.weights.foreign`.
 
     Returns:
-        dict: name to Parameter (or to a number or string stored beside the weights), as in the file.
+        dict: name to Parameter (or to a number or string stored beside the weights), as in the file; of other projects'
+            files under the detector's names.
 
     Raises:
         UserError: no such file, or it is damaged. Damage to single bytes is seen in checkpoints written by this
             program, which carry a checksum.
     """
     path = Path(path)
+    if is_foreign(path):
+        return _foreign_entries(path)
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"checkpoint {path} {kind}; expected a .ckpt file")
+        raise UserError(f"checkpoint {path} {kind}; expected a .ckpt file, or one of PyTorch ({', '.join(SUFFIXES)})")
     try:
         content, mark, _ = path.read_bytes().rpartition(CHECKSUM_MARK)
         _check_sizes(content if mark else path.read_bytes())
@@ -77,6 +86,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Parameter]:
             f"or download it again. Reading it says: {first_line(error)}"
         ) from error
     return entries
+
+
+def _foreign_entries(path: Path, show: bool = False) -> dict[str, Parameter]:
+    """Weights of another project, and what they depend on as notes; `show` says in the log what became what."""
+    converted = read_foreign(path)
+    for old, new, shape in converted.table if show else ():
+        LOGGER.info("%s -> %s %s", old, new, shape)
+    backbone = converted.settings["backbone"]
+    config = dataclasses.replace(load_config([f"--backbone={backbone}"]), **converted.settings)
+    entries = {name: Parameter(Tensor(value), name=name) for name, value in converted.arrays.items()}
+    LOGGER.info("%s: weights of %s, %d parameters converted", path, converted.source["format"], len(entries))
+    return entries | notes_of(config, converted.noted_keys, converted.source)
 
 
 def _check_sizes(data: bytes) -> None:
@@ -257,21 +278,52 @@ def _assign(wanted: Sequence[Parameter], found: Mapping[str, Parameter], path: s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a published ResNet checkpoint under the detector's names."""
+    """Write weights under this detector's names, or a detector of this program under torchvision's."""
     parser = argparse.ArgumentParser(prog="python -m src.convert_checkpoint", description=main.__doc__)
-    parser.add_argument("--ckpt_file", required=True, help="ResNet checkpoint of the model zoo, or a detector's.")
-    parser.add_argument("--output", default="backbone.ckpt", help="File to write (default: %(default)s).")
-    args = parser.parse_args(argv)
-    entries = read_checkpoint(args.ckpt_file)
-    params = {name: value for name, value in network_parameters(entries).items() if name.startswith(BACKBONE_PREFIX)}
-    if not params:
-        raise UserError(f"checkpoint {args.ckpt_file} holds no parameter of a backbone")
-    write_checkpoint(
-        params,
-        args.output,
-        {key: value for key, value in entries.items() if key.startswith(META_PREFIX) and key != META_COUNT},
+    parser.add_argument(
+        "--ckpt_file",
+        required=True,
+        help="Checkpoint of the model zoo or of this program (.ckpt), of which the backbone is taken; "
+        "or weights of torchvision, timm, mmdetection or detectron2 (.pth, .pt, .pkl, .safetensors), of which all is.",
     )
-    LOGGER.info("wrote %d parameters to %s", len(params), args.output)
+    parser.add_argument(
+        "--output", help="File to write. (default: backbone.ckpt, detector.ckpt or torchvision.safetensors)"
+    )
+    parser.add_argument(
+        "--to",
+        choices=("mindspore", "torchvision"),
+        default="mindspore",
+        help="torchvision: write a detector of this program as a state_dict for torchvision's fasterrcnn_resnet50_fpn, "
+        "as .safetensors. (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    path = Path(args.ckpt_file)
+    entries = _foreign_entries(path, show=True) if is_foreign(path) else read_checkpoint(path)
+    if args.to == "torchvision":
+        return _write_torchvision(network_parameters(entries), path, args.output or "torchvision.safetensors")
+    params = network_parameters(entries)
+    if not is_foreign(path):
+        params = {name: value for name, value in params.items() if name.startswith(BACKBONE_PREFIX)}
+    if not params:
+        raise UserError(f"checkpoint {path} holds no parameter of a backbone")
+    is_detector = any(name.startswith(PREDICTOR_PREFIXES) for name in params)
+    output = args.output or ("detector.ckpt" if is_detector else "backbone.ckpt")
+    notes = {key: value for key, value in entries.items() if key.startswith(META_PREFIX) and key != META_COUNT}
+    write_checkpoint(params, output, notes)
+    LOGGER.info("wrote %d parameters to %s", len(params), output)
+    return 0
+
+
+def _write_torchvision(parameters: Mapping[str, Parameter], path: Path, output: str) -> int:
+    from safetensors.numpy import save_file
+
+    if not output.endswith(".safetensors"):
+        raise UserError(f"--output is {output}; expected a file that ends in .safetensors")
+    if not any(name.startswith(PREDICTOR_PREFIXES) for name in parameters):
+        raise UserError(f"checkpoint {path} holds no detector; torchvision's backbones are not written")
+    arrays = to_torchvision({name: value.asnumpy() for name, value in parameters.items()})
+    write_whole(output, lambda partial: save_file(arrays, partial))
+    LOGGER.info("wrote %d parameters to %s", len(arrays), output)
     return 0
 
 

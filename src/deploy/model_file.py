@@ -25,6 +25,7 @@ from src.FasterRcnn import build_detector
 from src.model_utils.config import Config
 from src.model_utils.errors import UserError, first_line
 from src.weights.detector_notes import EXPORTED, noted_settings, settled
+from src.weights.foreign import SUFFIXES
 
 LOGGER = logging.getLogger(__name__)
 
@@ -188,7 +189,8 @@ def load_model(path: str | Path, config: Config) -> Model:
     """Load a detector for inference.
 
     Args:
-        path (str | Path): a checkpoint (.ckpt), or what export.py has written (.onnx, .mindir).
+        path (str | Path): a checkpoint (.ckpt), what export.py has written (.onnx, .mindir), or a detector of
+            another project, see `src.weights.foreign`.
         config (Config): says what the file leaves open, such as `test_batch_size` and the device. What the file notes
             takes precedence over it, see `src.weights.detector_notes`.
 
@@ -215,6 +217,7 @@ def load_model(path: str | Path, config: Config) -> Model:
 def open_model(path: Path, config: Config) -> Model:
     """`load_model` without a line in the log."""
     loaders = {".ckpt": _load_checkpoint, ".onnx": _load_onnx, ".mindir": _load_mindir}
+    loaders |= dict.fromkeys(SUFFIXES, _load_checkpoint)
     if path.suffix.lower() not in loaders:
         raise UserError(f"model {path}: expected a file that ends in {', '.join(loaders)}")
     if not path.is_file():

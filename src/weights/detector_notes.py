@@ -9,7 +9,7 @@ A default, of this program or of a configuration file, never contradicts.
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -123,15 +123,23 @@ FINETUNING = Use(
 BACKBONE = Use(BACKBONE_KEYS, strict=True)
 
 
-def notes_of(config: Config) -> dict[str, str]:
-    """The notes of the detector that a configuration builds, as `write_checkpoint` takes them."""
+def notes_of(
+    config: Config, keys: Sequence[str] = NOTED_KEYS, source: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The notes of the detector that a configuration builds, as `write_checkpoint` takes them.
+
+    Args:
+        config (Config): its settings.
+        keys (Sequence[str]): those that are noted, default all that a detector depends on.
+        source (Mapping | None): what to note of the file that the weights were converted from.
+    """
     notes = {
         "version": __version__,
         "mindspore": version("mindspore"),
         **_facts(config.backbone),
-        "settings": {key: _plain(getattr(config, key)) for key in NOTED_KEYS},
+        "settings": {key: _plain(getattr(config, key)) for key in keys},
     }
-    return {META_DETECTOR: json.dumps(notes, ensure_ascii=False)}
+    return {META_DETECTOR: json.dumps(notes | ({"source": source} if source else {}), ensure_ascii=False)}
 
 
 def noted_settings(entries: Mapping[str, Any], path: str | Path) -> dict[str, Any]:

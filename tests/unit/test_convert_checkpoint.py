@@ -1,5 +1,7 @@
 """Checkpoints in: every spelling of the names, every kind of damage, and networks that stay as they were."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -9,8 +11,17 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
+from safetensors.numpy import save_file
 
-from src.convert_checkpoint import load_detector, load_pretrained, network_parameters, read_checkpoint, write_checkpoint
+from src.convert_checkpoint import (
+    load_detector,
+    load_pretrained,
+    network_parameters,
+    pretrained_config,
+    read_checkpoint,
+    write_checkpoint,
+)
+from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
 from tests.helpers import REPO_ROOT
 
@@ -470,3 +481,52 @@ def test_shape_that_claims_more_values_than_the_file_holds(tmp_path):
     assert done.returncode == 1
     assert "damaged" in done.stdout
     assert not (tmp_path / "backbone.ckpt").exists()
+
+
+# ---- files of other projects
+
+
+@pytest.fixture(scope="module")
+def resnet50(tmp_path_factory):
+    """A ResNet-50 classifier as torchvision names it, of random numbers."""
+    names = json.loads((REPO_ROOT / "tests/unit/weights/fixtures/torchvision_names.json").read_text())["resnet50"]
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("resnet50") / "resnet50.safetensors"
+    save_file({name: rng.uniform(0.5, 1, shape).astype(np.float32) for name, shape in names.items()}, path)
+    return path
+
+
+def test_a_backbone_of_torchvision_needs_no_flags(resnet50):
+    """It is padded on all sides at the pool behind the stem, which its shapes do not show."""
+    config = load_config([f"--pre_trained={resnet50}"])
+    assert config.stem_pool_pad == "same"
+    assert pretrained_config(config).stem_pool_pad == "symmetric"
+    with pytest.raises(UserError, match="--stem_pool_pad is same, but checkpoint .* was trained with symmetric"):
+        pretrained_config(load_config([f"--pre_trained={resnet50}", "--stem_pool_pad=same"]))
+    with pytest.raises(UserError, match=r"--backbone is resnet_v1_50, but .* trained with resnet_v1\.5_50"):
+        pretrained_config(load_config([f"--pre_trained={resnet50}", "--backbone=resnet_v1_50"]))
+
+
+def test_command_line_converts_a_backbone_of_torchvision(tmp_path, resnet50):
+    done = convert(tmp_path, f"--ckpt_file={resnet50}")
+    assert done.returncode == 0, done.stderr
+    assert "\nlayer4.2.bn3.running_var -> backbone.layer4.2.bn3.moving_variance (2048,)\n" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["backbone.ckpt"]
+    direct, written = read_checkpoint(resnet50), read_checkpoint(tmp_path / "backbone.ckpt")
+    assert len([name for name in direct if name.startswith("backbone.")]) == 265
+    for name, value in direct.items():
+        if name.startswith("backbone."):
+            assert np.array_equal(value.asnumpy(), written[name].asnumpy()), name
+    notes = json.loads(written["meta_detector"])
+    assert notes["source"] == {
+        "file": "resnet50.safetensors",
+        "sha256": hashlib.sha256(resnet50.read_bytes()).hexdigest(),
+        "format": "torchvision or timm ResNet",
+    }
+
+
+def test_no_detector_goes_to_torchvision(tmp_path, resnet50):
+    done = convert(tmp_path, f"--ckpt_file={resnet50}", "--to=torchvision")
+    assert done.returncode == 1
+    assert "holds no detector" in done.stdout
+    assert list(tmp_path.iterdir()) == []
