@@ -33,6 +33,7 @@ PACKAGES = (
     "PyYAML",
     "onnx",
     "onnxruntime",
+    "safetensors",
     "matplotlib",
     "tqdm",
     "pillow",

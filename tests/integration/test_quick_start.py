@@ -24,7 +24,7 @@ def test_quick_start_from_nothing(tmp_path):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=1700,
+        timeout=3000,
         check=False,
     )
     assert result.returncode == 0, result.stdout[-4000:]
