@@ -45,13 +45,22 @@ def dynamic_lr(lr: float, steps_per_epoch: int, epoch_size: int, warmup_step: in
     return rates
 
 
-def multistep_lr(lr: float, steps_per_epoch: int, epoch_size: int, milestones: Sequence[int]) -> list[float]:
-    """A tenth of the rate from the first step of every milestone on, no warm-up.
+def multistep_lr(
+    lr: float,
+    steps_per_epoch: int,
+    epoch_size: int,
+    milestones: Sequence[int],
+    warmup_step: int = 0,
+    warmup_ratio: float = 1.0,
+) -> list[float]:
+    """A tenth of the rate from the first step of every milestone on, with or without a linear warm-up.
 
     Args:
         lr (float): rate of the first epoch.
         steps_per_epoch, epoch_size (int): length of the training.
         milestones (Sequence[int]): epochs, counted from 0.
+        warmup_step (int): steps of the warm-up (w), >= 0; the published schedule has none.
+        warmup_ratio (float): share of the rate at step 0 (r); step i below w has the share r + (1 - r) * i / w.
 
     Returns:
         list[float]: steps_per_epoch * epoch_size values.
@@ -60,6 +69,8 @@ def multistep_lr(lr: float, steps_per_epoch: int, epoch_size: int, milestones: S
     for epoch in range(epoch_size):
         passed = sum(epoch >= milestone for milestone in milestones)
         rates += [lr * 0.1**passed] * steps_per_epoch
+    for step in range(min(warmup_step, len(rates))):
+        rates[step] *= warmup_ratio + (1 - warmup_ratio) * step / warmup_step
     return rates
 
 
@@ -67,14 +78,19 @@ def learning_rates(config: Config, steps_per_epoch: int, num_devices: int) -> li
     """Learning rates of a configuration.
 
     Args:
-        config (Config): ``base_lr``, ``lr_type``, ``epoch_size``, ``batch_size`` and the schedule's own keys.
+        config (Config): ``base_lr``, ``lr_type``, ``epoch_size``, ``batch_size``, ``accumulate_steps`` and the
+            schedule's own keys.
         steps_per_epoch (int): steps of one device in an epoch.
         num_devices (int): devices that train together.
 
     Returns:
         list[float]: one value per step of the training.
     """
-    lr = scaled_base_lr(config.base_lr, num_devices, config.batch_size)
+    lr = scaled_base_lr(config.base_lr, num_devices * config.accumulate_steps, config.batch_size)
     if config.lr_type == "multistep":
         return multistep_lr(lr, steps_per_epoch, config.epoch_size, config.milestones)
+    if config.lr_type == "multistep_warmup":
+        return multistep_lr(
+            lr, steps_per_epoch, config.epoch_size, config.milestones, config.warmup_step, config.warmup_ratio
+        )
     return dynamic_lr(lr, steps_per_epoch, config.epoch_size, config.warmup_step, config.warmup_ratio)

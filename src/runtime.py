@@ -153,6 +153,21 @@ def _join_ranks(target: str, device_id: int) -> Device:
     return Device(target, device_id, get_rank(), get_group_size(), get_local_rank())
 
 
+def told_by_rank_0(answer: bool, device: Device) -> bool:
+    """The answer of rank 0, for all processes of a run; each of them has to ask.
+
+    Args:
+        answer (bool): what this process would say.
+        device (Device): its rank, and how many there are.
+    """
+    if device.num_devices == 1:
+        return answer
+    from mindspore import Tensor, ops
+
+    said = ops.AllReduce()(Tensor([1.0 if answer and device.rank == 0 else 0.0]))
+    return bool(said.asnumpy()[0])
+
+
 def run_configured(
     program: Callable[[Config], object],
     argv: Sequence[str] | None = None,

@@ -220,6 +220,7 @@ def _build_box_head(config) -> Rcnn:
         config.rcnn_fc_out_channels,
         config.num_classes,
         background_boxes=not config.without_bg_loss,
+        beta=config.rcnn_loss_beta,
     )
 
 

@@ -40,13 +40,15 @@ class Rcnn(nn.Cell):
         hidden (int): width of the shared layers.
         num_classes (int): classes with background (K).
         background_boxes (bool): regress a box for class 0 too (``without_bg_loss: False``).
+        beta (float): error at which the smooth L1 of the deltas turns from square to linear, in units of the targets.
 
     Inputs: pooled, Tensor (N, C, bins, bins).
     Outputs: logits (N, K) and deltas (N, D, 4), D = K - 1 or, with background boxes, K; float32.
     """
 
-    def __init__(self, in_features: int, hidden: int, num_classes: int, background_boxes: bool):
+    def __init__(self, in_features: int, hidden: int, num_classes: int, background_boxes: bool, beta: float = 1.0):
         super().__init__()
+        self.beta = beta
         self.background_boxes = background_boxes
         self.num_boxes = num_classes if background_boxes else num_classes - 1
         self.shared_fc_0 = DenseInOut(in_features, hidden, XavierUniform())
@@ -73,7 +75,7 @@ class Rcnn(nn.Cell):
             valid (Tensor): (N,) float32, 0 in padded rows.
 
         Returns:
-            two float32 scalars: softmax cross entropy averaged over valid rows; smooth L1 (beta 1) over the columns of
+            two float32 scalars: softmax cross entropy averaged over valid rows; smooth L1 over the columns of
             the true class in positive rows, divided by valid rows + 1e-4. With background boxes every other row pulls
             the columns of class 0 towards 0 and the divisor is the number of valid rows.
         """
@@ -85,7 +87,7 @@ class Rcnn(nn.Cell):
         column = labels if self.background_boxes else ops.relu(labels - 1)
         index = count_up(num_rows) * self.num_boxes + column
         true_deltas = ops.gather(ops.reshape(deltas, (-1, 4)), index, 0)  # (N, 4)
-        row_loss = ops.reduce_sum(smooth_l1(true_deltas - target_deltas, 1.0), 1)  # (N,)
+        row_loss = ops.reduce_sum(smooth_l1(true_deltas - target_deltas, self.beta), 1)  # (N,)
         if self.background_boxes:
             return cls_loss, ops.reduce_sum(row_loss) / ops.maximum(num_valid, 1.0)
         is_pos = ops.cast(labels > 0, mstype.float32)

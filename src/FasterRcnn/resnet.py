@@ -244,6 +244,14 @@ class ResNetFea(nn.Cell):
             for param in cell.get_parameters():
                 param.requires_grad = False
 
+    def thaw(self) -> None:
+        """Train the fixed stages too, from the next compilation on. Their batch norms keep their statistics."""
+        for cell in (self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4):
+            for param in cell.get_parameters():
+                if not param.name.endswith(("moving_mean", "moving_variance")):
+                    param.requires_grad = True
+        self.frozen_stages = -1
+
     def construct(self, image):
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))  # (B, 64, H / 4, W / 4)
         c2 = self.layer1(self._cut(x, 0))  # (B, out_channels[0], H / 4, W / 4)

@@ -68,7 +68,7 @@ class Evaluation:
         return metrics
 
 
-def network_scorer(network: nn.Cell, config: Config) -> Callable[[], float]:
+def network_scorer(network: nn.Cell, config: Config) -> Callable[[], dict[str, float]]:
     """Prepare the evaluation of a network between epochs.
 
     Args:
@@ -76,11 +76,11 @@ def network_scorer(network: nn.Cell, config: Config) -> Callable[[], float]:
         config (Config): names the data, see `Evaluation`.
 
     Returns:
-        Callable: evaluates the network as it is and returns its AP; compiles it at the first call.
+        Callable: evaluates the network as it is and returns its metrics; compiles it at the first call.
     """
     evaluation = Evaluation(config)
     model = network_model(network, config)
-    return lambda: evaluation.score(model)["AP"]
+    return lambda: evaluation.score(model)
 
 
 def evaluate(model: Detector, dataset: ms.dataset.Dataset, evaluator: CocoEvaluator) -> None:

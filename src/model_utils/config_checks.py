@@ -87,6 +87,9 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "test_nms_candidates",
             "test_batch_size",
             "base_lr",
+            "backbone_lr_factor",
+            "rcnn_loss_beta",
+            "accumulate_steps",
             "loss_scale",
             "grad_clip_norm",
             "batch_size",
@@ -109,6 +112,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "rcnn_loss_reg_weight",
             "warmup_step",
             "weight_decay",
+            "thaw_epoch",
+            "patience",
             "draw_images",
             "device_id",
             "rank_id",
@@ -135,7 +140,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda value: 0 < value <= 1,
         ("pos_iou_thr", "min_pos_iou", "pos_iou_thr_stage2", "min_pos_iou_stage2"),
     ),
-    ("a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1, ("momentum",)),
+    ("a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1, ("momentum", "ema_decay")),
     # numpy and MindSpore both take 32 bits
     ("a number from 0 to 4294967295", lambda value: 0 <= value < 2**32, ("seed",)),
     (
@@ -199,6 +204,7 @@ def check_config(keys: Keys) -> None:
         _canvas_problems,
         _sample_problems,
         _milestone_problems,
+        _training_problems,
         _path_problems,
         _rank_problems,
     ):
@@ -365,7 +371,7 @@ def _sample_problems(keys: Keys) -> Iterator[tuple[str, str]]:
 
 def _milestone_problems(keys: Keys) -> Iterator[tuple[str, str]]:
     # With the dynamic schedule milestones are not used, so their default may exceed a short training.
-    if keys.lr_type == "multistep" and keys.milestones and keys.milestones[-1] >= keys.epoch_size:
+    if keys.lr_type != "dynamic" and keys.milestones and keys.milestones[-1] >= keys.epoch_size:
         yield (
             "milestones",
             (
@@ -373,6 +379,19 @@ def _milestone_problems(keys: Keys) -> Iterator[tuple[str, str]]:
                 "or the drop would never come: set milestones or epoch_size"
             ),
         )
+
+
+def _training_problems(keys: Keys) -> Iterator[tuple[str, str]]:
+    if keys.thaw_epoch and keys.frozen_stages < 0:
+        yield "thaw_epoch", "0, because frozen_stages is -1 and all stages are trained from the start"
+    if keys.thaw_epoch >= keys.epoch_size:
+        yield "thaw_epoch", f"an epoch before the last of epoch_size={keys.epoch_size}, or nothing would be thawed"
+    if keys.patience and not keys.run_eval:
+        yield "patience", "0, or --run_eval=True: without evaluations there is nothing to wait for"
+    if "best_metric" in keys.command_line and not keys.run_eval:
+        yield "best_metric", "no such flag, or --run_eval=True: without evaluations there is no best checkpoint"
+    if keys.dynamic_loss_scale and keys.device_target == "CPU":
+        yield "dynamic_loss_scale", "False on a CPU, which computes in float32 and does not scale the loss"
 
 
 def _path_problems(keys: Keys) -> Iterator[tuple[str, str]]:

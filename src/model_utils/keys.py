@@ -89,6 +89,7 @@ class _Backbone:
     resnet_out_channels: tuple[int, ...]
     frozen_stages: int
     norm_eval: bool
+    thaw_epoch: int
     stem_pool_pad: str
 
 
@@ -196,6 +197,7 @@ class _BoxHead:
     rcnn_fc_out_channels: int
     rcnn_loss_cls_weight: float
     rcnn_loss_reg_weight: float
+    rcnn_loss_beta: float
     rcnn_target_means: tuple[float, ...]
     rcnn_target_stds: tuple[float, ...]
     without_bg_loss: bool
@@ -226,6 +228,8 @@ class _Optimiser:
     momentum: float
     sgd_momentum: float
     weight_decay: float
+    backbone_lr_factor: float
+    ema_decay: float
     epoch_size: int
 
 
@@ -234,9 +238,11 @@ class _Gradients:
     """Batches, gradients, seed"""
 
     loss_scale: float
+    dynamic_loss_scale: bool
     grad_clip: bool
     grad_clip_norm: float
     batch_size: int
+    accumulate_steps: int
     seed: int
 
 
@@ -261,6 +267,8 @@ class _Evaluation:
 
     run_eval: bool
     interval: int
+    best_metric: str
+    patience: int
     checkpoint_path: str
     result_path: str
     eval_output_path: str

@@ -1,6 +1,7 @@
 """The checkpoints of a training: the newest ones and the best."""
 
 import logging
+import math
 from pathlib import Path
 
 from mindspore import nn
@@ -22,7 +23,7 @@ class Checkpoints:
 
     Args:
         config (Config): ``save_checkpoint``, ``save_checkpoint_path``, ``save_checkpoint_epochs``,
-            ``keep_checkpoint_max``.
+            ``keep_checkpoint_max``, ``best_metric``, ``patience``.
         device (Device): rank 0 writes.
     """
 
@@ -34,6 +35,8 @@ class Checkpoints:
         self.last_epoch = config.epoch_size
         self.keep_max = config.keep_checkpoint_max
         self.notes = notes_of(config)
+        self.metric, self.patience = config.best_metric, config.patience
+        self.best, self.best_epoch, self.failures = -math.inf, 0, 0
         self.written: list[Path] = []
         if config.run_eval and not config.save_checkpoint:
             LOGGER.warning("save_checkpoint is False: evaluations are shown, but no best checkpoint is kept")
@@ -52,19 +55,32 @@ class Checkpoints:
         while len(self.written) > self.keep_max:
             self.written.pop(0).unlink(missing_ok=True)
 
-    def keep_best(self, network: nn.Cell, score: float, best: float) -> float:
-        """Write ``best_ckpt/best.ckpt`` if the score beats the best so far. An AP of -1 or NaN never does.
-
-        Returns:
-            float: the best score now.
-        """
-        if not self.active:
-            return best
+    def keep_best(self, network: nn.Cell, epoch: int, metrics: dict[str, float]) -> None:
+        """Write ``best_ckpt/best.ckpt`` if ``best_metric`` beats the best so far. -1 and NaN never do."""
+        score = metrics[self.metric]
+        self.failures += 1
         if not score >= 0:  # -1 without ground truth, or NaN
-            LOGGER.warning("AP is %g: there was nothing to score, so this network is not kept as the best", score)
-            return best
-        if score <= best:
-            return best
+            LOGGER.warning(
+                "%s is %g: there was nothing to score, so this network is not kept as the best", self.metric, score
+            )
+            return
+        if score <= self.best:
+            return
+        self.best, self.best_epoch, self.failures = score, epoch, 0
+        if not self.active:
+            return
         write_checkpoint(network.parameters_dict(), self.best_path, self.notes)
-        LOGGER.info("AP %.4f is the best so far, saved %s", score, self.best_path)
-        return score
+        LOGGER.info("%s %.4f is the best so far, saved %s", self.metric, score, self.best_path)
+
+    def is_hopeless(self) -> bool:
+        """Whether ``patience`` evaluations in a row were no better than one before them; says so."""
+        if self.failures < self.patience:
+            return False
+        LOGGER.info(
+            "training stops: %d evaluations in a row without a better %s than %.4f of epoch %d (patience)",
+            self.failures,
+            self.metric,
+            self.best,
+            self.best_epoch,
+        )
+        return True

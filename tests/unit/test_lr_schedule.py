@@ -54,6 +54,13 @@ def test_dynamic_follows_the_formula(lr, steps_per_epoch, epoch_size, warmup, ra
     assert min(rates) > 0
 
 
+def test_multistep_with_warmup_by_hand():
+    # Shares 0.2, 0.2 + 0.8 / 3, 0.2 + 1.6 / 3 of the rate of the step, which drops at step 2.
+    rates = multistep_lr(0.5, 2, 2, (1,), 3, 0.2)
+    assert rates == pytest.approx([0.1, 0.5 * 0.466666667, 0.05 * 0.733333333, 0.05])
+    assert multistep_lr(0.5, 2, 1, (), 8, 0.2) == pytest.approx([0.1, 0.15])
+
+
 def test_multistep_by_hand():
     rates = multistep_lr(0.5, 2, 4, (1, 3))
     assert rates == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.05, 0.05, 0.005, 0.005])
@@ -115,3 +122,10 @@ def test_scaling_uses_devices_and_batch_of_the_run():
     config = dataclasses.replace(load_config([]), base_lr=0.02, batch_size=2, epoch_size=1, warmup_step=0)
     assert learning_rates(config, 5, 8)[0] == pytest.approx(0.02)
     assert learning_rates(config, 5, 1)[0] == pytest.approx(0.0025)
+
+
+def test_the_configuration_chooses_multistep_with_warmup_and_scales_by_accumulated_batches():
+    config = load_config(["--lr_type=multistep_warmup", "--milestones=[1]", "--epoch_size=2", "--base_lr=0.8"])
+    config = dataclasses.replace(config, warmup_step=2, warmup_ratio=0.5, batch_size=2, accumulate_steps=3)
+    # 0.8 * 1 device * 2 images * 3 steps / 16 = 0.3
+    assert learning_rates(config, 2, 1) == pytest.approx([0.15, 0.225, 0.03, 0.03])

@@ -163,7 +163,7 @@ def test_more_steps_than_rates_are_refused(config):
 
 def test_memory_of_the_compilation_is_given_back_once(config, monkeypatch):
     calls = []
-    monkeypatch.setattr("src.network_define.give_back_memory", lambda: calls.append(True))
+    monkeypatch.setattr("src.training.train_step.give_back_memory", lambda: calls.append(True))
     network = TinyDetector()
     step = TrainStep(network, build_optimizer(config, network, [0.1] * 3))
     step.set_train()
@@ -188,6 +188,68 @@ def test_configured_sgd_takes_momentum_decay_and_rates(config):
     _, weight, bias = numpy_sgd(samples, rates, 0.6, 0.1)
     np.testing.assert_allclose(network.weight.asnumpy(), weight, rtol=2e-5)
     np.testing.assert_allclose(network.bias.asnumpy(), bias, rtol=2e-5)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_one_update_by_the_mean_of_several_steps(clip_norm):
+    """Losses are those of each step; the norm of the mean is clipped; the rest is updated at the end."""
+    samples = samples_of(5, seed=8)
+    network, step = make_step(0.1, momentum=0.0, accumulate_steps=2, clip_norm=clip_norm)
+    losses, params, expected = steps_of(step, samples), [WEIGHT.astype(float), BIAS.astype(float)], []
+    step.finish()
+    step.finish()  # nothing waits any more
+    for first in (0, 2, 4):
+        gathered = samples[first : first + 2]
+        expected += [numpy_losses(*params, *sample) for sample in gathered]
+        gradients = [numpy_gradients(*params, *sample) for sample in gathered]
+        means = [np.mean([pair[k] for pair in gradients], 0) for k in range(2)]
+        norm = np.sqrt(sum((mean**2).sum() for mean in means))
+        factor = 1 if clip_norm is None else min(1, clip_norm / norm)
+        params = [param - 0.1 * factor * mean for param, mean in zip(params, means, strict=True)]
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)
+    np.testing.assert_allclose(network.weight.asnumpy(), params[0], rtol=2e-5)
+    np.testing.assert_allclose(network.bias.asnumpy(), params[1], rtol=2e-5)
+
+
+def test_updates_take_the_rate_of_their_last_step(config):
+    config = dataclasses.replace(config, accumulate_steps=2)
+    step = build_step(TinyDetector(), config, [0.1, 0.2, 0.3, 0.4, 0.5], CPU)
+    np.testing.assert_array_equal(step.optimizer.rates, np.float32([0.2, 0.4, 0.5]))
+    assert build_step(TinyDetector(), config, [0.1, 0.2], CPU).optimizer.rates.tolist() == [np.float32(0.2)]
+
+
+def test_a_loss_scale_that_overflows_is_halved_and_the_step_passed_by():
+    """Gradients of some 1 times 2^127 are not finite; those of 2^126 may not be either; the losses are as ever."""
+    samples = samples_of(8, seed=9)
+    network, step = make_step(
+        Tensor([0.01 * k for k in range(1, 9)], ms.float32), loss_scale=2.0**127, dynamic_scale=True
+    )
+    passed_by, params, speeds = 0, [WEIGHT.astype(float), BIAS.astype(float)], [0.0, 0.0]
+    for k, sample in enumerate(samples):
+        before, scale = network.weight.asnumpy().copy(), float(step.scaler.scale_value)
+        np.testing.assert_allclose(steps_of(step, [sample])[0], numpy_losses(*params, *sample), rtol=2e-5)
+        gradients = numpy_gradients(*params, *sample)
+        if max(np.abs(gradient).max() for gradient in gradients) * scale >= 2.0**128:
+            passed_by += 1
+            assert float(step.scaler.scale_value) == scale / 2
+            np.testing.assert_array_equal(network.weight.asnumpy(), before)
+            continue
+        assert float(step.scaler.scale_value) == scale
+        for j, gradient in enumerate(gradients):
+            speeds[j] = 0.9 * speeds[j] + gradient
+            params[j] = params[j] - 0.01 * (k + 1) * speeds[j]
+        np.testing.assert_allclose(network.weight.asnumpy(), params[0], rtol=2e-5)
+    assert 0 < passed_by < 5
+
+
+def test_a_loss_scale_grows_after_many_steps_without_overflow(monkeypatch):
+    monkeypatch.setattr(TrainStep, "SCALE_WINDOW", 3)
+    _, step = make_step(0.01, loss_scale=8.0, dynamic_scale=True)
+    scales = []
+    for sample in samples_of(7):
+        steps_of(step, [sample])
+        scales.append(float(step.scaler.scale_value))
+    assert scales == [8, 8, 16, 16, 16, 32, 32]
 
 
 class ShiftDetector(TinyDetector):
@@ -313,7 +375,7 @@ def trained(tmp_path_factory):
     def evaluate():
         network.set_train(False)
         seen.append(network.weight.asnumpy().copy())
-        return [0.4, 0.2][len(seen) - 1]
+        return {"AP": [0.4, 0.2][len(seen) - 1]}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -385,10 +447,92 @@ def test_train_evaluates_every_interval_and_at_the_end(config, epoch_size, inter
 
     def evaluate():
         epochs.append(len(Path("loss_0.log").read_text().splitlines()))
-        return 0.5
+        return {"AP": 0.5}
 
     train(TinyDetector(), train_data(samples_of(1)), config, CPU, evaluate)
     assert epochs == evaluated
+
+
+def test_train_stops_when_patience_ends(config):
+    """AP 0.5 in the second epoch is the best of four; best.ckpt and the log end accordingly."""
+    config = dataclasses.replace(config, epoch_size=9, run_eval=True, patience=2)
+    scores, network = iter([0.4, 0.5, 0.5, 0.3, 0.9]), TinyDetector()
+    weights = []
+
+    def evaluate():
+        weights.append(network.weight.asnumpy().copy())
+        return {"AP": next(scores)}
+
+    train(network, train_data(samples_of(1)), config, CPU, evaluate)
+    assert len(weights) == 4 and len(Path("loss_0.log").read_text().splitlines()) == 4
+    best = load_detector(TinyDetector(), Path(config.save_checkpoint_path) / "best_ckpt/best.ckpt")
+    np.testing.assert_array_equal(best.weight.asnumpy(), weights[1])
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.9])
+def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(config, decay):
+    """The training itself goes on with its own weights."""
+    config = dataclasses.replace(config, ema_decay=decay, run_eval=True)
+    network, seen = TinyDetector(), []
+
+    def evaluate():
+        seen.append(network.weight.asnumpy().copy())
+        return {"AP": 0.5}
+
+    samples = samples_of(3, seed=5)
+    train(network, train_data(samples), config, CPU, evaluate)
+    rates = [0.005, 0.0075, *(0.01 * (1 + np.cos(np.pi * np.arange(4) / 9)) / 2)]
+    average, averages = WEIGHT.astype(float), []
+    for step in range(1, 7):
+        _, weight, _ = numpy_sgd((samples * 2)[:step], rates[:step], 0.91, 0.1)
+        kept = min(decay, (1 + step) / (10 + step))
+        average = kept * average + (1 - kept) * weight
+        averages.append(average)
+    np.testing.assert_allclose(seen, [averages[2], averages[5]], rtol=2e-5)
+    np.testing.assert_allclose(network.weight.asnumpy(), weight, rtol=2e-5)
+    for name, expected in (("ckpt_0/faster_rcnn-2_3.ckpt", averages[5]), ("best_ckpt/best.ckpt", averages[2])):
+        saved = load_detector(TinyDetector(), Path(config.save_checkpoint_path) / name)
+        np.testing.assert_allclose(saved.weight.asnumpy(), expected, rtol=2e-5)
+
+
+class FrozenBackbone(nn.Cell):
+    """A weight that is not trained until it is thawed."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+        self.weight.requires_grad = False
+
+    def thaw(self):
+        self.weight.requires_grad = True
+
+
+class FrozenDetector(TinyDetector):
+    """Its weight belongs to a backbone that is fixed at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = FrozenBackbone(self.weight)
+
+
+@pytest.mark.parametrize("opt_type", ["sgd", "adam"])
+def test_thawed_stages_join_while_the_rest_goes_on(config, info, opt_type):
+    """The bias moves as if nothing had happened; the weight stays for an epoch, then as in a new training."""
+    config = dataclasses.replace(config, opt_type=opt_type, frozen_stages=1, thaw_epoch=1, weight_decay=0.0)
+    samples, network = samples_of(3, seed=5), FrozenDetector()
+    weights = []
+    train(
+        network, train_data(samples), config, CPU, lambda: weights.append(network.weight.asnumpy().copy()) or {"AP": 0}
+    )
+    plain = TinyDetector()
+    train(plain, train_data(samples), dataclasses.replace(config, thaw_epoch=0, frozen_stages=-1), CPU)
+    np.testing.assert_array_equal(network.bias.asnumpy(), plain.bias.asnumpy())
+    np.testing.assert_array_equal(weights[0], WEIGHT)
+    assert np.abs(weights[1] - WEIGHT).max() > 1e-3
+    if opt_type == "sgd":
+        rates = 0.01 * (1 + np.cos(np.pi * np.arange(1, 4) / 9)) / 2
+        np.testing.assert_allclose(weights[1], numpy_sgd(samples, rates, 0.91, 0.0)[1], rtol=2e-5)
+    assert any("all stages are trained from here on" in record.message for record in info.records)
 
 
 def test_train_says_the_rule_of_the_learning_rate(config, info):

@@ -80,7 +80,7 @@ def loss_inputs(num_classes, background_boxes, num_pos, num_valid, seed=38):
     return logits, deltas, labels, targets, valid
 
 
-def expected_losses(logits, deltas, labels, targets, valid, background_boxes):
+def expected_losses(logits, deltas, labels, targets, valid, background_boxes, beta=1):
     probability = reference.softmax(logits)
     cls_loss = reg_loss = 0.0
     for row in range(NUM_ROWS):
@@ -88,15 +88,15 @@ def expected_losses(logits, deltas, labels, targets, valid, background_boxes):
             cls_loss -= np.log(probability[row, labels[row]])
         if background_boxes:
             # background and padding regress class 0 to 0
-            reg_loss += reference.smooth_l1(deltas[row, labels[row]] - targets[row], 1).sum()
+            reg_loss += reference.smooth_l1(deltas[row, labels[row]] - targets[row], beta).sum()
         elif labels[row] > 0:
-            reg_loss += reference.smooth_l1(deltas[row, labels[row] - 1] - targets[row], 1).sum()
+            reg_loss += reference.smooth_l1(deltas[row, labels[row] - 1] - targets[row], beta).sum()
     num_valid = valid.sum()
     return cls_loss / num_valid, reg_loss / (num_valid if background_boxes else num_valid + 1e-4)
 
 
-def losses_graph(num_classes, background_boxes):
-    head = Rcnn(49, 8, num_classes, background_boxes)
+def losses_graph(num_classes, background_boxes, **options):
+    head = Rcnn(49, 8, num_classes, background_boxes, **options)
 
     def losses(logits, deltas, labels, targets, valid):
         return head.losses(logits, deltas, labels, targets, valid)
@@ -106,6 +106,13 @@ def losses_graph(num_classes, background_boxes):
 
 def to_tensors(logits, deltas, labels, targets, valid):
     return tensor(logits), tensor(deltas), tensor(labels, ms.int32), tensor(targets), tensor(valid)
+
+
+@pytest.mark.parametrize("beta", [1 / 9, 0.5, 3.0])
+def test_where_the_box_loss_turns_linear(beta):
+    inputs = loss_inputs(4, False, 12, 30)
+    losses = Graph(losses_graph(4, False, beta=beta))(*to_tensors(*inputs))
+    np.testing.assert_allclose([loss.asnumpy() for loss in losses], expected_losses(*inputs, False, beta), rtol=2e-5)
 
 
 @pytest.mark.parametrize("background_boxes", [False, True])

@@ -100,6 +100,26 @@ def test_fixed_parameters(frozen_stages, norm_eval):
         assert param.requires_grad == expected, param.name
 
 
+def test_thawed_stages_learn_and_their_statistics_stay(image):
+    """Before, their gradient stops at their output; after, the stem has one and the output is the same."""
+    net = build(frozen_stages=2, norm_eval=False)
+    before = statistics(net)
+    features = [feature.asnumpy() for feature in net.set_train()(tensor(image))]
+    moved = {name for name, values in statistics(net).items() if not np.array_equal(values, before[name])}
+    net.thaw()
+    assert {param.name for param in net.get_parameters() if not param.requires_grad} == set(before)
+    for result, expected in zip(net(tensor(image)), features, strict=True):
+        np.testing.assert_array_equal(result.asnumpy(), expected)
+    again = {name for name, values in statistics(net).items() if not np.array_equal(values, before[name])}
+    assert moved == again and not any(is_fixed(name, 2) for name in moved)
+
+    def last_map(x):
+        return net(x)[3].sum()
+
+    gradient = ms.grad(last_map, None, net.conv1.weight)(tensor(image))
+    assert np.abs(gradient.asnumpy()).max() > 0
+
+
 def test_default_fixes_stem_and_first_stage():
     trainable = {param.name.split(".")[0] for param in build().trainable_params()}
     assert trainable == {"layer2", "layer3", "layer4"}

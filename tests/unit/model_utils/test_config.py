@@ -36,6 +36,14 @@ OWN_KEYS = {
     "skip_bad_images": False,
     "eval_output_path": "./",
     "draw_images": 0,
+    "thaw_epoch": 0,
+    "rcnn_loss_beta": 1.0,
+    "backbone_lr_factor": 1.0,
+    "ema_decay": 0.0,
+    "dynamic_loss_scale": False,
+    "accumulate_steps": 1,
+    "best_metric": "AP",
+    "patience": 0,
     "compile_cache_path": "~/.cache/mindspore_faster_rcnn",
 }
 
@@ -769,3 +777,37 @@ def test_a_users_file_sets_what_it_states_and_a_copy_what_it_changes(config_file
     assert load_config([f"--config_path={copy}"]).file_keys == {"img_width"}
     assert load_config(["--config_path=default_config.yaml"]).file_keys == frozenset()
     assert load_config(["--img_width=640"]).file_keys == frozenset()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--thaw_epoch=2", "--frozen_stages=-1"], ("thaw_epoch is 2", "frozen_stages is -1")),
+        (["--thaw_epoch=3", "--epoch_size=3"], ("thaw_epoch is 3", "epoch_size=3")),
+        (["--patience=2"], ("patience is 2", "--run_eval=True")),
+        (["--best_metric=AP50"], ("best_metric is 'AP50'", "--run_eval=True")),
+        (["--best_metric=AP75", "--run_eval=True"], ("best_metric", "AP, AP50")),
+        (["--dynamic_loss_scale=True", "--device_target=CPU"], ("dynamic_loss_scale is True", "CPU")),
+        (["--ema_decay=1.0"], ("ema_decay is 1.0", "not including, 1")),
+        (["--accumulate_steps=0"], ("accumulate_steps is 0", "greater than 0")),
+        (["--backbone_lr_factor=0"], ("backbone_lr_factor is 0", "greater than 0")),
+        (["--rcnn_loss_beta=0"], ("rcnn_loss_beta is 0", "greater than 0")),
+        (["--lr_type=multistep_warmup", "--epoch_size=5"], ("milestones is [8, 11]", "epoch_size=5")),
+    ],
+)
+def test_training_options_that_would_have_no_effect_are_refused(flags, words):
+    message = load_error(*flags)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--thaw_epoch=2", "--frozen_stages=1"],
+        ["--patience=2", "--run_eval=True", "--best_metric=AP50"],
+        ["--dynamic_loss_scale=True", "--device_target=Ascend"],
+        ["--ema_decay=0.999", "--accumulate_steps=4", "--backbone_lr_factor=0.1", "--rcnn_loss_beta=0.1"],
+    ],
+)
+def test_training_options_in_their_ranges_load(flags):
+    load_config(flags)

@@ -1,7 +1,6 @@
 """Checkpoints: when they are written, which are kept, and that a failed or killed write costs no file."""
 
 import dataclasses
-import math
 import os
 import random
 import signal
@@ -81,7 +80,7 @@ def test_nothing_is_written(config, rank, save):
     config = dataclasses.replace(config, save_checkpoint=save)
     checkpoints = Checkpoints(config, Device("CPU", rank=rank, num_devices=2))
     checkpoints.save(TinyDetector(), 2, 3)
-    checkpoints.keep_best(TinyDetector(), 0.5, 0.0)
+    checkpoints.keep_best(TinyDetector(), 2, {"AP": 0.5})
     assert list(Path().rglob("*")) == []
 
 
@@ -92,16 +91,16 @@ def test_that_no_best_is_kept_without_checkpoints_is_said_at_the_start(config, c
     assert "no best checkpoint is kept" in caplog.text
 
 
-def test_best_is_replaced_by_better_only(config):
-    checkpoints, network = Checkpoints(config, CPU), TinyDetector()
-    best, path = 0.0, Path(config.save_checkpoint_path) / "best_ckpt" / "best.ckpt"
+@pytest.mark.parametrize("metric, other", [("AP", "AP50"), ("AP50", "AP")])
+def test_best_is_replaced_by_better_only(config, metric, other):
+    checkpoints, network = Checkpoints(dataclasses.replace(config, best_metric=metric), CPU), TinyDetector()
+    path = Path(config.save_checkpoint_path) / "best_ckpt" / "best.ckpt"
     kept = []
     for epoch, score in enumerate([0.1, 0.3, 0.2, 0.3, 0.4], start=1):
         network.bias.set_data(Tensor(np.float32([epoch])))
-        best = checkpoints.keep_best(network, score, best)
+        checkpoints.keep_best(network, epoch, {metric: score, other: 1 - score})
         kept.append(float(read_checkpoint(path)["rcnn.bias"].asnumpy()[0]))
     assert kept == [1, 2, 2, 2, 5]
-    assert best == 0.4
 
 
 @pytest.mark.parametrize("score", [-1.0, float("nan")])
@@ -109,16 +108,27 @@ def test_a_network_without_a_score_is_never_the_best(config, info, score):
     """pycocotools gives -1 where there is no ground truth."""
     checkpoints, network = Checkpoints(config, CPU), TinyDetector()
     path = Path(config.save_checkpoint_path) / "best_ckpt" / "best.ckpt"
-    best = checkpoints.keep_best(network, score, -math.inf)
+    checkpoints.keep_best(network, 1, {"AP": score})
     assert not path.exists()
     (line,) = [record.message for record in info.records if "nothing to score" in record.message]
     assert line.startswith(f"AP is {score:g}: ")
-    best = checkpoints.keep_best(network, 0.0, best)  # 0 is a score: something was there and was not found
+    checkpoints.keep_best(network, 2, {"AP": 0.0})  # 0 is a score: something was there and was not found
     assert path.exists()
-    assert best == 0.0
     path.unlink()
-    assert checkpoints.keep_best(network, score, best) == 0.0
+    checkpoints.keep_best(network, 3, {"AP": score})
     assert not path.exists()
+
+
+def test_patience_counts_evaluations_since_the_best(config, info):
+    """Also those that could not be scored, and on any rank that asks."""
+    checkpoints, network = Checkpoints(dataclasses.replace(config, run_eval=True, patience=2), CPU), TinyDetector()
+    hopeless = []
+    for epoch, score in enumerate([0.1, 0.1, 0.3, 0.2, -1.0], start=1):
+        checkpoints.keep_best(network, epoch, {"AP": score})
+        hopeless.append(checkpoints.is_hopeless())
+    assert hopeless == [False, False, False, False, True]
+    (line,) = [record.message for record in info.records if "training stops" in record.message]
+    assert "2 evaluations" in line and "0.3000 of epoch 3" in line
 
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
@@ -127,7 +137,7 @@ def test_checkpoints_can_be_read_by_others_as_the_umask_says(config, umask, mode
     try:
         checkpoints = Checkpoints(config, CPU)
         checkpoints.save(TinyDetector(), 2, 3)
-        checkpoints.keep_best(TinyDetector(), 0.5, 0.0)
+        checkpoints.keep_best(TinyDetector(), 2, {"AP": 0.5})
     finally:
         os.umask(old)
     modes = [stat.S_IMODE(path.stat().st_mode) for path in Path().rglob("*.ckpt")]

@@ -7,7 +7,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 
 from src.model_utils.config import load_config
-from src.training.optimizer import SGD, Adam, build_optimizer
+from src.training.optimizer import SGD, Adam, AdamW, build_optimizer
 
 RATES = [0.1, 0.02, 0.3]
 DECAY = 0.05
@@ -58,6 +58,17 @@ def expected_adam(name):
         yield weight
 
 
+def expected_adamw(name):
+    """Algorithm 2 of Loshchilov & Hutter, whose schedule multiplies both terms: here the rate of the step is alpha."""
+    weight, mean, square = values(0)[name].astype(np.float64), 0.0, 0.0
+    for step, rate in enumerate(RATES, start=1):
+        gradient = values(step)[name].astype(np.float64)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        move = (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+        weight = weight - rate * (move + DECAYS[name] * weight)
+        yield weight
+
+
 def check(optimizer, expected):
     """Compare every parameter after every step."""
     found = updated(optimizer, len(RATES))
@@ -75,9 +86,69 @@ def test_adam():
     check(Adam(parameters(), RATES, DECAY), expected_adam)
 
 
+def test_adamw():
+    check(AdamW(parameters(), RATES, DECAY), expected_adamw)
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.5])
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (
+            lambda parameters, rates, factor: SGD(parameters, rates, 0.9, DECAY, factor),
+            lambda name: expected_sgd(name, 0.9),
+        ),
+        (lambda parameters, rates, factor: Adam(parameters, rates, DECAY, factor), expected_adam),
+        (lambda parameters, rates, factor: AdamW(parameters, rates, DECAY, factor), expected_adamw),
+    ],
+)
+def test_the_backbone_takes_a_share_of_the_rate(make, expected, factor):
+    """At a share f of rates that are 1 / f as large it moves as without a share."""
+    params = parameters()
+    params[0].name = "backbone.conv.weight"
+    optimizer = make(params, np.array(RATES) / factor, factor)
+    moved = updated(optimizer, len(RATES))
+    for step, weight in enumerate(expected("conv.weight")):
+        np.testing.assert_allclose(moved[step]["backbone.conv.weight"], weight, rtol=1e-4, atol=1e-5)
+    full_rate = updated(make(parameters(), np.array(RATES) / factor, 1.0), len(RATES))
+    for name in list(SHAPES)[1:]:
+        np.testing.assert_array_equal(moved[-1][name], full_rate[-1][name])
+
+
+def test_a_skipped_step_keeps_the_weights_and_passes_its_rate_by():
+    """Adam's correction for its start counts updates, not steps."""
+    optimizer = Adam(parameters(), [9.0, *RATES], DECAY)
+    optimizer.skip()
+    check(optimizer, expected_adam)
+
+
+@pytest.mark.parametrize("make", [lambda p: SGD(p, RATES, 0.9, DECAY), lambda p: Adam(p, RATES, DECAY)])
+def test_another_optimiser_goes_on_with_the_state(make):
+    """Two steps of one and the third of another are three steps; a parameter that is new starts without state."""
+    whole = make(parameters())
+    expected = updated(whole, 3)[-1]
+    params = parameters()
+    first = make(params[1:])
+    for step in (1, 2):
+        first([Tensor(value) for value in list(values(step).values())[1:]])
+    second = make(params)
+    second.go_on_from(first)
+    second([Tensor(value) for value in values(3).values()])
+    for parameter in params[1:]:
+        np.testing.assert_array_equal(parameter.asnumpy(), expected[parameter.name])
+    state = second.state[second.STATE[0]][0].asnumpy()
+    share = 1.0 if isinstance(second, SGD) else 0.1
+    gradient = values(3)["conv.weight"] + DECAY * values(0)["conv.weight"]
+    np.testing.assert_allclose(state, share * gradient, rtol=1e-5)
+
+
 def test_scales_and_shifts_do_not_decay():
     """Without gradients nothing but the decay moves a parameter."""
-    for optimizer in (SGD(parameters(), RATES, 0.9, DECAY), Adam(parameters(), RATES, DECAY)):
+    for optimizer in (
+        SGD(parameters(), RATES, 0.9, DECAY),
+        Adam(parameters(), RATES, DECAY),
+        AdamW(parameters(), RATES, DECAY),
+    ):
         optimizer([Tensor(np.zeros(shape, np.float32)) for shape in SHAPES.values()])
         moved = {
             parameter.name
@@ -95,7 +166,7 @@ def test_there_is_a_rate_for_every_step_and_no_further_step(make):
         updated(optimizer, 1)
 
 
-@pytest.mark.parametrize("opt_type, kind", [("sgd", SGD), ("adam", Adam)])
+@pytest.mark.parametrize("opt_type, kind", [("sgd", SGD), ("adam", Adam), ("adamw", AdamW)])
 def test_the_configuration_chooses_and_frozen_parameters_are_left_out(opt_type, kind):
     config = dataclasses.replace(
         load_config(["--device_target=CPU"]), opt_type=opt_type, momentum=0.8, weight_decay=DECAY
