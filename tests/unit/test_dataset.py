@@ -1,6 +1,9 @@
 """The pipelines: what reaches the network, which images, in which order."""
 
 import json
+import multiprocessing
+import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -377,6 +380,30 @@ def test_a_threshold_below_all_classes_says_so(coco_root, train_paths, caplog):
         "repeat_thr 0.2: an epoch has 12 images, made from 12; repeated: none, every class is in more of the images"
     ]
     assert sorted(ids_of(epoch)) == list(range(89, 101))
+
+
+def test_processes_do_not_share_the_place_in_a_record_file(train_paths):
+    """A forked process that read by the files of its parent would move the parent's place in them."""
+
+    def places():
+        open_files = {path: os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()}
+        return {
+            path.name: Path("/proc/self/fdinfo", path.name).read_text().splitlines()[0]
+            for path, target in open_files.items()
+            if target in {os.path.realpath(record) for record in train_paths}
+        }
+
+    reader = dataset_module.RecordReader(train_paths)
+    expected = [reader[row][1] for row in range(reader.num_rows)]
+    before = places()
+    assert before
+    backwards = range(reader.num_rows - 1, -1, -1)  # ends at the first row of each file, the parent at the last
+    process = multiprocessing.get_context("fork").Process(target=lambda: [reader[row] for row in backwards])
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert places() == before
+    assert [reader[row][1] for row in range(reader.num_rows)] == expected
 
 
 # ---- faults
