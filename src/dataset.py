@@ -239,7 +239,8 @@ def create_train_dataset(
     again from `first_epoch`, which is what resuming training needs.
 
     Args:
-        config (Config): sizes, augmentation, batch size, workers and seed.
+        config (Config): sizes, augmentation, batch size, workers and seed. With `repeat_thr` images of rare classes
+            come several times in an epoch, whose length is logged and always the same.
         record_files (Sequence[str]): from `ensure_mindrecord`.
         rank (int): of this process, 0..num_shards-1; it reads every num_shards-th row of the epoch's order.
         num_shards (int): processes that share an epoch. All take the same number of steps, so rows left over
