@@ -56,17 +56,27 @@ PREFETCH_BATCHES = 4
 class RecordReader:
     """Rows of record files by their number, for the threads and processes of a pipeline alike.
 
+    Rows are numbered from 0 in the order of their image ids: MindRecord's own order is another one each time that the
+    same images are converted.
+
     Args:
         record_files (Sequence[str]): from `ensure_mindrecord`.
+        num_classes (int): background included.
 
     Attributes:
-        num_rows (int): N; rows are counted from 0, in the order of the files.
+        has_class (np.ndarray): (N, num_classes - 1) bool, whether a row has a box of the class, crowds left out.
     """
 
-    def __init__(self, record_files: Sequence[str]):
+    def __init__(self, record_files: Sequence[str], num_classes: int):
         self._files = list(record_files)
         self._opened: tuple[int, ds.MindDataset] | None = None
-        self.num_rows = self._dataset(RECORD_COLUMNS).get_dataset_size()
+        labels = self._dataset(["image_id", "num_boxes", "label", "crowd"])
+        ids, has_class = [], []
+        for image_id, count, label, crowd in labels.create_tuple_iterator(num_epochs=1, output_numpy=True):
+            ids.append(int(image_id))
+            has_class.append(np.isin(np.arange(1, num_classes), label[:count][crowd[:count] == 0]))
+        self._places = np.argsort(ids)
+        self.has_class = np.array(has_class)[self._places]
 
     def __getitem__(self, row: int) -> list[np.ndarray]:
         """The `RECORD_COLUMNS` of a row."""
@@ -74,15 +84,7 @@ class RecordReader:
         # Processes that share open files would move each other's place in them.
         if opened is None or opened[0] != os.getpid():
             opened = self._opened = os.getpid(), self._dataset(RECORD_COLUMNS)
-        return opened[1][int(row)]
-
-    def has_class(self, num_classes: int) -> np.ndarray:
-        """(N, num_classes - 1) bool: whether a row has a box of a class that counts, crowds left out."""
-        found = np.zeros((self.num_rows, num_classes - 1), bool)
-        columns = self._dataset(["num_boxes", "label", "crowd"]).create_tuple_iterator(num_epochs=1, output_numpy=True)
-        for row, (count, labels, is_crowd) in zip(found, columns, strict=True):
-            row[labels[:count][is_crowd[:count] == 0] - 1] = True
-        return found
+        return opened[1][int(self._places[row])]
 
     def _dataset(self, columns: list[str]) -> ds.MindDataset:
         return ds.MindDataset(self._files, columns, shuffle=False, num_parallel_workers=1)
@@ -146,56 +148,73 @@ def _named(image_id: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class TrainPreparation(Preparation):
-    """Augmented images.
+class MosaicPartners:
+    """Where mosaics get their other three images from.
 
     Attributes:
-        reader (RecordReader): gives the partners of a mosaic.
-        factors (np.ndarray): (N,) how often each row comes in an epoch; as partners they are drawn as often.
-        augmentation (dict): the settings of `training_input`.
-        mosaic_ratio (float): the probability of a mosaic.
-        first_epoch (int): number of the pipeline's first epoch, counted from 0.
-        with_image_id (bool): give the image id as a last column.
+        reader (RecordReader): of all images.
+        factors (np.ndarray): (N,) how often each row comes in an epoch; it is drawn as often.
     """
 
     reader: RecordReader
     factors: np.ndarray
+
+    def draw(self, rng: np.random.Generator) -> Iterator[LabelledImage]:
+        """Three images, each drawn from all; the same one may come again."""
+        ends = np.cumsum(self.factors)
+        for number in np.searchsorted(ends, rng.random(3) * ends[-1], side="right"):
+            row = self.reader[number]
+            with _named(int(row[1])):
+                partner = _labelled_image(row)
+            yield partner
+
+
+@dataclass(frozen=True)
+class TrainPreparation(Preparation):
+    """Augmented images.
+
+    Attributes:
+        augmentation (dict): the settings of `training_input`.
+        mosaic_ratio (float): the probability of a mosaic, if there are partners.
+        partners (MosaicPartners | None): the other images of mosaics.
+        first_epoch (int): number of the pipeline's first epoch, counted from 0.
+        with_image_id (bool): give the image id as a last column.
+    """
+
     augmentation: dict[str, float]
     mosaic_ratio: float = 0.0
+    partners: MosaicPartners | None = None
     first_epoch: int = 0
     with_image_id: bool = False
 
     def prepare(self, example, image_id, epoch, repeat):
         # A first time has the numbers of an epoch without repeats.
         rng = np.random.default_rng([self.seed, self.first_epoch + epoch, image_id, *([repeat] if repeat else [])])
-        if self.mosaic_ratio and rng.random() < self.mosaic_ratio:
-            example = mosaic([example, *self.partners(rng)], self.canvas, rng)
+        if self.partners is not None and rng.random() < self.mosaic_ratio:
+            example = mosaic([example, *self.partners.draw(rng)], self.canvas, rng)
         image, boxes, labels, is_crowd = example
         image, image_shape, boxes = training_input(image, boxes, self.canvas, rng=rng, **self.augmentation)
         row = (image, image_shape, *pad_ground_truth(boxes, labels, is_crowd, self.num_gts, rng))
         return (*row, np.int64(image_id)) if self.with_image_id else row
-
-    def partners(self, rng: np.random.Generator) -> Iterator[LabelledImage]:
-        """Three images for a mosaic, each drawn from all; the same one may come again."""
-        ends = np.cumsum(self.factors)
-        for index in np.searchsorted(ends, rng.random(3) * ends[-1], side="right"):
-            row = self.reader[index]
-            with _named(int(row[1])):
-                partner = _labelled_image(row)
-            yield partner
 
 
 class RepeatedRows:
     """Batches of an epoch in which images repeat: places in its list become the images that stand there.
 
     Args:
-        preparation (TrainPreparation): of each image; its `factors` make the list.
+        preparation (TrainPreparation): of each image.
+        reader (RecordReader): of all images.
+        factors (np.ndarray): (N,) how often each row comes in an epoch; they make the list.
         rank (int): of this process, which takes every num_shards-th place.
         num_shards (int): processes that share an epoch.
     """
 
-    def __init__(self, preparation: TrainPreparation, rank: int, num_shards: int):
+    def __init__(
+        self, preparation: TrainPreparation, reader: RecordReader, factors: np.ndarray, rank: int, num_shards: int
+    ):
         self.preparation = preparation
+        self.reader = reader
+        self.factors = factors
         self.rank = rank
         self.num_shards = num_shards
         self._known: tuple[int, np.ndarray, np.ndarray] | None = None
@@ -205,11 +224,11 @@ class RepeatedRows:
         epoch, prepare = batch_info.get_epoch_num(), self.preparation
         known = self._known
         if known is None or known[0] != epoch:  # the list of COCO takes longer than an image
-            lists = epoch_rows(prepare.factors, prepare.seed, prepare.first_epoch + epoch)
+            lists = epoch_rows(self.factors, prepare.seed, prepare.first_epoch + epoch)
             known = self._known = epoch, *lists
         _, rows, repeats = known
         places = [int(number) * self.num_shards + self.rank for number in place]
-        return _columns_of([prepare.prepared(prepare.reader[rows[at]], epoch, int(repeats[at])) for at in places])
+        return _columns_of([prepare.prepared(self.reader[rows[at]], epoch, int(repeats[at])) for at in places])
 
 
 @dataclass(frozen=True)
@@ -256,8 +275,11 @@ def create_train_dataset(
     Raises:
         UserError: a process has fewer images than a batch needs.
     """
-    reader = RecordReader(record_files)
-    factors = _repeat_factors(config, reader, log=rank == 0) if config.repeat_thr else np.ones(reader.num_rows)
+    num_rows = ds.MindDataset(list(record_files), shuffle=False, num_parallel_workers=1).get_dataset_size()
+    reader = RecordReader(record_files, config.num_classes) if config.mosaic_ratio or config.repeat_thr else None
+    factors = np.ones(num_rows)
+    if reader is not None and config.repeat_thr:
+        factors = _repeat_factors(config, reader.has_class, log=rank == 0)
     num_images = epoch_length(factors)
     rows_each = num_images // num_shards
     if rows_each < config.batch_size:
@@ -270,18 +292,18 @@ def create_train_dataset(
         _canvas(config),
         config.num_gts,
         config.seed,
-        reader,
-        factors,
         {key: getattr(config, key) for key in ("photometric_ratio", "expand_ratio", "flip_ratio", "min_scale")},
         mosaic_ratio=config.mosaic_ratio,
+        partners=MosaicPartners(reader, factors) if reader is not None and config.mosaic_ratio else None,
         first_epoch=first_epoch,
         with_image_id=with_image_id,
     )
     columns = [*TRAIN_COLUMNS, "image_id"] if with_image_id else TRAIN_COLUMNS
-    if config.repeat_thr:
+    if reader is not None and config.repeat_thr:
         # MindSpore has no sampler whose list changes from epoch to epoch; `RepeatedRows` looks the places up.
         rows = ds.NumpySlicesDataset(np.arange(rows_each), ["place"], shuffle=False)
-        return _batched(rows, config, RepeatedRows(prepare, rank, num_shards), columns, config.batch_size)
+        repeated = RepeatedRows(prepare, reader, factors, rank, num_shards)
+        return _batched(rows, config, repeated, columns, config.batch_size)
     # Cutting to rows_each keeps the shards disjoint: MindSpore fills up uneven ones with rows of others.
     sampler = ds.DistributedSampler(num_shards, rank, shuffle=True, num_samples=rows_each)
     # The sampler adds 1 for every epoch, so the seeds 1 and 2 themselves would share all orders but one. Set here and
@@ -292,9 +314,8 @@ def create_train_dataset(
     return _batched(rows, config, prepare, columns, config.batch_size)
 
 
-def _repeat_factors(config: Config, reader: RecordReader, *, log: bool) -> np.ndarray:
+def _repeat_factors(config: Config, has_class: np.ndarray, *, log: bool) -> np.ndarray:
     """(N,) how often each image comes in an epoch, on average, for the rare classes in it."""
-    has_class = reader.has_class(config.num_classes)
     shares, of_classes = class_factors(has_class, config.repeat_thr)
     factors = image_factors(has_class, of_classes)
     if log:
@@ -307,7 +328,7 @@ def _repeat_factors(config: Config, reader: RecordReader, *, log: bool) -> np.nd
             "repeat_thr %g: an epoch has %s, made from %d; repeated: %s",
             config.repeat_thr,
             count_of(epoch_length(factors), "image"),
-            reader.num_rows,
+            len(has_class),
             listed(repeated) or "none, every class is in more of the images",
         )
     return factors
