@@ -4,6 +4,7 @@ Images are (h, w, 3) uint8 RGB until `normalize_to_canvas` makes the (3, H, W) f
 (N, 4) float32 x1 y1 x2 y2 in pixels. `Canvas` holds the sizes that all images of a run share.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -14,6 +15,17 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 MAX_EXPAND_RATIO = 4.0
 PADDING_LABEL = -1
+# SSD's ranges
+MAX_BRIGHTNESS_SHIFT = 32.0  # of 255
+MIN_COLOUR_FACTOR, MAX_COLOUR_FACTOR = 0.5, 1.5  # of contrast and of saturation
+MAX_HUE_SHIFT = 18.0  # degrees
+# The centre of a mosaic, as a share of the canvas, and the sizes of its images, as a share of those they usually have
+MIN_MOSAIC_CENTRE, MAX_MOSAIC_CENTRE = 0.25, 0.75
+MIN_MOSAIC_SCALE = 0.5
+MIN_MOSAIC_AREA = 0.25  # share of a box that must be seen
+
+# image (h, w, 3) uint8, boxes (N, 4) float32 in its pixels, labels (N,) int32, is_crowd (N,) bool
+LabelledImage = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 _BYTE_VALUES = np.arange(256)
 # the normalised value of each of the 256 bytes, one row a channel: (3, 256)
@@ -33,6 +45,10 @@ class Canvas:
     width: int
     height: int
     keep_ratio: bool = True
+
+    def shrunk(self, factor: float) -> "Canvas":
+        """A smaller canvas, in which an image becomes smaller by the same factor: resized once, not twice."""
+        return Canvas(max(1, round(self.width * factor)), max(1, round(self.height * factor)), self.keep_ratio)
 
 
 # ---- images --------------------------------------------------------------------------------------------
@@ -56,6 +72,79 @@ def expand(image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tu
     expanded = np.zeros((int(height * ratio), int(width * ratio), 3), np.uint8)
     expanded[top : top + height, left : left + width] = image
     return expanded, boxes + np.array([left, top, left, top], np.float32)
+
+
+def distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change brightness, contrast, saturation and hue, each in one of two images, as SSD does (Liu et al. 2016).
+
+    Brightness moves by up to 32, contrast and saturation are multiplied by 0.5 to 1.5, hue moves by up to 18 degrees.
+    Contrast comes before or after the colours, with equal chance. Everything goes by tables of the 256 bytes.
+
+    Args:
+        image (np.ndarray): (h, w, 3) uint8 RGB.
+        rng (np.random.Generator): draws what changes, and by how much.
+
+    Returns:
+        np.ndarray: (h, w, 3) uint8 RGB.
+    """
+    changes_brightness, changes_contrast, changes_saturation, changes_hue, contrast_first = rng.random(5) < 0.5
+    brightness = rng.uniform(-MAX_BRIGHTNESS_SHIFT, MAX_BRIGHTNESS_SHIFT) * changes_brightness
+    contrast, saturation = rng.uniform(MIN_COLOUR_FACTOR, MAX_COLOUR_FACTOR, 2)
+    hue = rng.uniform(-MAX_HUE_SHIFT, MAX_HUE_SHIFT) * changes_hue
+    contrast = contrast if changes_contrast else 1.0
+    saturation = saturation if changes_saturation else 1.0
+    values = np.clip(_BYTE_VALUES + brightness, 0, 255)
+    image = cv2.LUT(image, _as_bytes(values * contrast if contrast_first else values))
+    if changes_saturation or changes_hue:
+        # the full circle of hues is 256, so that moved bytes come round by themselves
+        hues = (_BYTE_VALUES + round(hue * 256 / 360)) % 256
+        tables = np.stack([_as_bytes(hues), _as_bytes(_BYTE_VALUES * saturation), _as_bytes(_BYTE_VALUES)], axis=1)
+        colours = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL), tables[None])
+        image = cv2.cvtColor(colours, cv2.COLOR_HSV2RGB_FULL)
+    return image if contrast_first else cv2.LUT(image, _as_bytes(_BYTE_VALUES * contrast))
+
+
+def _as_bytes(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def mosaic(parts: Sequence[LabelledImage], canvas: Canvas, rng: np.random.Generator) -> LabelledImage:
+    """Paste four images into one of the canvas's size, around a random point (YOLOv4, Bochkovskiy et al. 2020).
+
+    The point lies in the middle half of the canvas's width and height. Each image is resized to fit the canvas, and
+    by a further factor from 0.5 to 1; its inner corner lies on the point, what leaves the canvas is cut off, and what
+    nothing covers is black. Boxes are clipped to what is seen of their image; those that keep less than a quarter of
+    their area are dropped.
+
+    Args:
+        parts (Sequence[LabelledImage]): four; the first is at the top left, then row by row.
+        canvas (Canvas): the size of the result, and how images are brought to it.
+        rng (np.random.Generator): draws the point and the factors.
+
+    Returns:
+        LabelledImage: image (H, W, 3) uint8, and the boxes, labels and crowd flags that stay, image by image.
+    """
+    pasted = np.zeros((canvas.height, canvas.width, 3), np.uint8)
+    centre = rng.uniform(MIN_MOSAIC_CENTRE, MAX_MOSAIC_CENTRE, 2)
+    x, y = int(canvas.width * centre[0]), int(canvas.height * centre[1])
+    kept = []
+    for place, (image, boxes, labels, is_crowd) in enumerate(parts):
+        resized, scale_h, scale_w = resize(image, canvas.shrunk(rng.uniform(MIN_MOSAIC_SCALE, 1.0)))
+        height, width = resized.shape[:2]
+        left, top = (x - width, x)[place % 2], (y - height, y)[place // 2]
+        # the part of the canvas where the image is seen
+        x1, y1, x2, y2 = max(0, left), max(0, top), min(canvas.width, left + width), min(canvas.height, top + height)
+        pasted[y1:y2, x1:x2] = resized[y1 - top : y2 - top, x1 - left : x2 - left]
+        moved = boxes * np.array([scale_w, scale_h] * 2, np.float32) + np.array([left, top] * 2, np.float32)
+        seen = np.clip(moved, np.array([x1, y1] * 2, np.float32), np.array([x2, y2] * 2, np.float32))
+        stays = _areas(seen) >= MIN_MOSAIC_AREA * _areas(moved)
+        kept.append((seen[stays], labels[stays], is_crowd[stays]))
+    boxes, labels, is_crowd = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
+    return pasted, boxes, labels, is_crowd
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def resize(image: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, float, float]:
@@ -195,6 +284,8 @@ def training_input(
     *,
     expand_ratio: float,
     flip_ratio: float,
+    photometric_ratio: float = 0.0,
+    min_scale: float = 1.0,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Augment one image for training.
@@ -205,16 +296,23 @@ def training_input(
         canvas (Canvas): the network's input size.
         expand_ratio (float): 0..1; half of it is the probability of `expand`, as in the published system.
         flip_ratio (float): 0..1, the probability of a horizontal flip.
+        photometric_ratio (float): 0..1, the probability of `distort_colours`.
+        min_scale (float): > 0, up to 1; below 1 the image becomes smaller than fits the canvas, by a factor drawn
+            uniformly from here to 1.
         rng (np.random.Generator): all randomness of this image.
 
     Returns:
         tuple[np.ndarray, np.ndarray, np.ndarray]: image (3, H, W) float32, image_shape (3,) float32
         [H, W, 1], boxes (N, 4) float32 in pixels of the canvas.
     """
+    # Nothing is drawn for what is off: settings with equal meaning give equal images.
+    if photometric_ratio and rng.random() < photometric_ratio:
+        image = distort_colours(image, rng)
     if rng.random() < 0.5 * expand_ratio:
         image, boxes = expand(image, boxes, rng)
     flip = rng.random() < flip_ratio
-    resized, scale_h, scale_w = resize(image, canvas)
+    fitted = canvas.shrunk(rng.uniform(min_scale, 1.0)) if min_scale < 1 else canvas
+    resized, scale_h, scale_w = resize(image, fitted)
     boxes = scale_and_clip(boxes, scale_h, scale_w, *resized.shape[:2])
     if flip:
         boxes = flip_boxes(boxes, canvas.width)

@@ -125,6 +125,9 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         (
             "flip_ratio",
             "expand_ratio",
+            "photometric_ratio",
+            "mosaic_ratio",
+            "repeat_thr",
             "warmup_ratio",
             "test_score_thr",
             "test_iou_thr",
@@ -134,11 +137,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "rpn_nms_thr",
         ),
     ),
-    # 0 would make positives of boxes that overlap nothing
+    # IoUs of 0 would make positives of boxes that overlap nothing
     (
         "a number greater than 0, up to 1",
         lambda value: 0 < value <= 1,
-        ("pos_iou_thr", "min_pos_iou", "pos_iou_thr_stage2", "min_pos_iou_stage2"),
+        ("min_scale", "pos_iou_thr", "min_pos_iou", "pos_iou_thr_stage2", "min_pos_iou_stage2"),
     ),
     ("a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1, ("momentum", "ema_decay")),
     # numpy and MindSpore both take 32 bits

@@ -70,13 +70,23 @@ class _Data:
 
 @_keys
 class _Canvas:
-    """Canvas and augmentation"""
+    """Canvas"""
 
     img_width: int
     img_height: int
     keep_ratio: bool
+
+
+@_keys
+class _TrainingImages:
+    """Training images"""
+
     flip_ratio: float
     expand_ratio: float
+    min_scale: float
+    photometric_ratio: float
+    mosaic_ratio: float
+    repeat_thr: float
 
 
 @_keys
@@ -316,6 +326,7 @@ class _ModelArts:
 class Keys(
     _Data,
     _Canvas,
+    _TrainingImages,
     _Backbone,
     _FeaturePyramid,
     _Anchors,
@@ -361,5 +372,5 @@ def key_types() -> Mapping[str, Any]:
 
 def graph_settings(keys: Keys) -> dict[str, Any]:
     """Keys and values that the compiled network depends on; paths, data, updates and results are left out."""
-    others = (_Data, _Optimiser, _Checkpoints, _Evaluation, _Export, _Device, _ModelArts)
+    others = (_Data, _TrainingImages, _Optimiser, _Checkpoints, _Evaluation, _Export, _Device, _ModelArts)
     return {key: getattr(keys, key) for group in GROUPS if group not in others for key in group.__annotations__}

@@ -164,14 +164,15 @@ def test_other_settings_and_inputs_have_a_graph_of_their_own(run, kept, tmp_path
     assert len(graphs(tmp_path)) == 2
 
 
-def test_the_graph_depends_on_gradients_but_not_on_updates():
-    """Optimizers stand behind the graph."""
+def test_the_graph_depends_on_gradients_but_not_on_updates_and_images():
+    """Optimizers stand behind the graph, augmentation before it."""
 
     def settings(flag):
         return graph_settings(load_config([flag]))
 
     usual = settings("--device_target=CPU")
     assert settings("--base_lr=0.5") == settings("--opt_type=adam") == settings("--epoch_size=3") == usual
+    assert settings("--mosaic_ratio=0.5") == settings("--flip_ratio=0") == usual
     assert usual not in (settings("--grad_clip=True"), settings("--loss_scale=2"), settings("--seed=2"))
 
 

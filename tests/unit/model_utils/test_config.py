@@ -45,6 +45,10 @@ OWN_KEYS = {
     "best_metric": "AP",
     "patience": 0,
     "compile_cache_path": "~/.cache/mindspore_faster_rcnn",
+    "min_scale": 1.0,
+    "photometric_ratio": 0.0,
+    "mosaic_ratio": 0.0,
+    "repeat_thr": 0.0,
 }
 
 
@@ -443,6 +447,11 @@ def test_a_class_may_be_called_no(config_file):
         ("--momentum=1", ["from 0 up to"]),
         ("--flip_ratio=1.5", ["from 0 to 1"]),
         ("--expand_ratio=-0.5", ["from 0 to 1"]),
+        ("--min_scale=0", ["greater than 0, up to 1"]),
+        ("--min_scale=1.1", ["greater than 0, up to 1"]),
+        ("--photometric_ratio=1.1", ["from 0 to 1"]),
+        ("--mosaic_ratio=-0.1", ["from 0 to 1"]),
+        ("--repeat_thr=2", ["from 0 to 1"]),
         ("--test_score_thr=2", ["from 0 to 1"]),
         ("--rpn_nms_thr=-1", ["from 0 to 1"]),
         ("--frozen_stages=5", ["-1"]),
