@@ -141,7 +141,7 @@ def test_wrong_number_of_classes_is_refused_before_anything_is_written(trained, 
     ("arguments", "message"),
     [
         (["--base_lrr=1"], "base_lr"),
-        (["--pre_trained="], "--frozen_stages=-1 --norm_eval=False"),
+        (["--pre_trained="], "--recipe=scratch"),
         (["--pre_trained=missing.ckpt"], "missing.ckpt does not exist"),
         (["--pre_trained=", "--frozen_stages=-1", "--norm_eval=False", "--coco_root=missing"], "missing"),
     ],
