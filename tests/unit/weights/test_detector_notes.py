@@ -302,6 +302,15 @@ def test_no_checkpoint_leaves_the_configuration_alone():
     assert pretrained_config(config) is config
 
 
+def test_without_a_checkpoint_both_ways_to_start_are_named(config_file):
+    """The published default is a path of another machine."""
+    for flags in ([], [config_file("batch_size: 1")]):
+        with pytest.raises(UserError, match="/cache/train.*does not exist.*--pre_trained=.*--recipe=scratch"):
+            pretrained_config(load_config(flags))
+    with pytest.raises(UserError, match="own.ckpt does not exist; expected"):
+        pretrained_config(load_config([config_file("pre_trained: own.ckpt")]))
+
+
 @pytest.mark.parametrize(
     "text, key",
     [
