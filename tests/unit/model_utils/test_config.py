@@ -887,6 +887,12 @@ def test_the_quick_start_has_the_values_it_had_before_there_were_recipes(config_
     assert values_of(after) == values_of(before) | {"recipe": "scratch"}
 
 
+def test_the_guides_blood_cells_are_trained_as_when_they_were_measured():
+    measured = ["--pre_trained=", "--frozen_stages=-1", "--norm_eval=False", "--opt_type=adam", "--base_lr=0.0016"]
+    shorter = load_config(["--recipe=scratch", "--expand_ratio=1"])
+    assert values_of(shorter) == values_of(load_config([*measured, "--warmup_step=100"])) | {"recipe": "scratch"}
+
+
 # ---- auto --------------------------------------------------------------------------------------------------
 
 
