@@ -22,10 +22,12 @@ def score_result_files(config: Config) -> None:
     """Score the files in `result_path`."""
     from src.common.files import check_writable
     from src.data.annotations import category_ids, coco_ground_truth
+    from src.data.class_names import with_classes
     from src.evaluation.result_files import add_result_files
     from src.util import CocoEvaluator, dataset_name
 
     output_dir = check_writable(config.eval_output_path)
+    config = with_classes(config, training=False)
     ground_truth = coco_ground_truth(config)
     evaluator = CocoEvaluator(
         ground_truth, category_ids(config, ground_truth), dataset_name(config), config.test_max_per_img

@@ -1,6 +1,7 @@
 """Train Faster R-CNN.
 
-python train.py --config_path=default_config.yaml --device_target=CPU --coco_root=COCO --pre_trained=RESNET.ckpt
+python train.py --device_target=CPU --coco_root=COCO --coco_classes=auto --pre_trained=RESNET.ckpt
+python train.py --device_target=CPU --coco_root=COCO --coco_classes=auto --recipe=scratch
 python train.py --help
 """
 
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train_detector(config: Config) -> None:
     """Train a detector, with evaluations between epochs if the configuration asks for them."""
     from src.convert_checkpoint import load_pretrained, pretrained_config
+    from src.data.class_names import with_classes
     from src.data.data_paths import check_training_lists
     from src.dataset import create_train_dataset, ensure_mindrecord
     from src.evaluation.scoring import network_scorer
@@ -32,6 +34,7 @@ def train_detector(config: Config) -> None:
     old_run = find_old_run(config)
     config = with_available_device(config)
     device = init_device(config)
+    config = with_classes(config, training=True)
     config = pretrained_config(config)
     network = load_pretrained(build_detector(config, device.rank), config.pre_trained, finetune=config.finetune)
     records = ensure_mindrecord(config, training=True, local_rank=device.local_rank)

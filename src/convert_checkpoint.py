@@ -183,10 +183,15 @@ def pretrained_config(config: Config) -> Config:
         config (Config): `pre_trained` names the checkpoint, empty for none; `finetune` says what is loaded of it.
 
     Raises:
-        UserError: see `noted_config`.
+        UserError: nobody has named a checkpoint, and the default is not there; see also `noted_config`.
     """
     if not config.pre_trained:
         return config
+    if "pre_trained" not in config.command_line | config.file_keys and not Path(config.pre_trained).exists():
+        raise UserError(
+            f"no weights to start from: pre_trained is at its default {config.pre_trained}, which does not exist. Name "
+            "a checkpoint, --pre_trained=RESNET50.pth, or train from random weights with --recipe=scratch"
+        )
     return noted_config(config, config.pre_trained, FINETUNING if config.finetune else BACKBONE)
 
 

@@ -43,7 +43,7 @@ def check_start(config: Config) -> None:
         f"--pre_trained is empty, but frozen_stages={config.frozen_stages} and "
         f"norm_eval={config.norm_eval} would keep random layers or batch-norm statistics as they are, and "
         f"the detector could not learn. Give a checkpoint with --pre_trained, or train all layers with "
-        f"--frozen_stages=-1 --norm_eval=False"
+        f"--recipe=scratch (frozen_stages=-1, norm_eval=False and what goes with them)"
     )
 
 

@@ -26,6 +26,7 @@ from src.model_utils.errors import UserError
 MAX_ANNOTATION_BYTES = 4 << 30
 _MAX_ID = 2**63 - 1  # the records hold int64
 _KEYS = ("images", "annotations", "categories")
+_CATEGORY = '{"id": 1, "name": "cat"}'
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,7 @@ def load_coco_file(
             image twice, other classes; names the file and the entry.
     """
     path = Path(path)
-    content = _read_json(path)
-    for key in _KEYS:
-        if not isinstance(content.get(key), list):
-            keys = listed([repr(name) for name in content], separator=", ") or "none"
-            found = f"has the keys {keys}" if key not in content else f"{key!r} is not a list"
-            raise UserError(f"{path}: {found}; a COCO annotation file has the lists {', '.join(_KEYS)}")
+    content = _read_lists(path)
     if not content["images"]:
         raise UserError(f"{path}: 'images' is empty; expected at least one image")
     images = _by_id(content["images"], "images", path)
@@ -90,6 +86,47 @@ def load_coco_file(
         categories, class_names, path, remarks, training=training, ignore_unknown=ignore_unknown
     )
     return CocoFile(path, content["images"], annotations, categories, label_of, remarks)
+
+
+def read_category_names(path: str | Path) -> tuple[list[str], list[str]]:
+    """The names of all categories of a COCO file, to be the classes of a detector.
+
+    Args:
+        path (str | Path): the JSON file; of its annotations only the categories are looked at.
+
+    Returns:
+        tuple: the K names in the order of the file, and those of them that have no box in it.
+
+    Raises:
+        UserError: as `load_coco_file`; no categories, a category without a name, two of one name, or one that is called
+            background, which stands for what is no object.
+    """
+    path = Path(path)
+    content = _read_lists(path)
+    categories = content["categories"]
+    if not categories:
+        raise UserError(f"{path}: 'categories' is empty; expected one for every class, such as {_CATEGORY}")
+    _by_id(categories, "categories", path)
+    names = [category.get("name") for category in categories]
+    for category, name in zip(categories, names, strict=True):
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{path}: the category with id {category['id']} has name {name!r}; expected a string")
+    unique = [name for name in dict.fromkeys(names) if name != "background"]
+    by_hand = f'name the classes yourself: --coco_classes="{["background", *unique]}"'
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(
+            f"{path}: {listed([repr(name) for name in repeated])} is the name of more than one category; rename them, "
+            f"or, if all boxes belong to one of them, {by_hand}"
+        )
+    if "background" in names:
+        raise UserError(
+            f"{path}: a category is called 'background', which stands for what is no object; remove it and its boxes, "
+            f"or, if it has none, {by_hand}"
+        )
+    rows = content["annotations"]
+    used = {row["category_id"] for row in rows if isinstance(row, dict) and _is_id(row.get("category_id"))}
+    return names, [category["name"] for category in categories if category["id"] not in used]
 
 
 def bbox_numbers(row: dict, path: Path) -> list[float]:
@@ -248,6 +285,17 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path}: holds a {type(content).__name__}; a COCO annotation file is an object with "
             f"the lists {', '.join(_KEYS)}"
         )
+    return content
+
+
+def _read_lists(path: Path) -> dict[str, Any]:
+    """The content of a file that has the three lists."""
+    content = _read_json(path)
+    for key in _KEYS:
+        if not isinstance(content.get(key), list):
+            keys = listed([repr(name) for name in content], separator=", ") or "none"
+            found = f"has the keys {keys}" if key not in content else f"{key!r} is not a list"
+            raise UserError(f"{path}: {found}; a COCO annotation file has the lists {', '.join(_KEYS)}")
     return content
 
 

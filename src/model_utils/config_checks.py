@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from src.model_utils.errors import ConfigError
-from src.model_utils.keys import Keys
+from src.model_utils.keys import AUTO, AUTO_CLASSES, Keys
 
 COMMAND_LINE = "the command line"  # the source of a value, in messages
 
@@ -262,7 +262,11 @@ def check_model_flags(keys: Keys, name: str, *own: str) -> None:
 def refusal(keys: Keys, key: str, expected: str) -> ConfigError:
     """Build the error for one key: its value, where that came from, and what was expected."""
     value = getattr(keys, key)
-    source = COMMAND_LINE if key in keys.command_line else f"{keys.config_path} or its defaults"
+    source = f"{keys.config_path} or its defaults"
+    if key in keys.command_line:
+        source = COMMAND_LINE
+    elif key in keys.recipe_keys:
+        source = f"the recipe {keys.recipe}"
     return ConfigError(f"{key} is {as_yaml(value)} (from {source}): expected {expected}.")
 
 
@@ -270,6 +274,8 @@ def as_yaml(value: Any) -> str:
     """The value as a YAML file would have it: lists in brackets, mappings in braces."""
     if isinstance(value, Mapping):
         value = dict(value)
+    elif value == AUTO_CLASSES:
+        value = AUTO
     return repr(list(value) if isinstance(value, tuple) else value)
 
 
@@ -318,6 +324,8 @@ def _check_pairs(keys: Keys) -> None:
 
 def _class_problems(keys: Keys) -> Iterator[tuple[str, str]]:
     names = keys.coco_classes
+    if names == AUTO_CLASSES:
+        return
     if len(names) < 2 or names[0] != "background":
         yield "coco_classes", "'background' first and then at least one class name"
     if any(not name.strip() for name in names):

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from src.model_utils.errors import ConfigError
+from src.model_utils.keys import AUTO, AUTO_KEYS
 
 MAX_DOCUMENTS = 3
 MAX_BYTES = 1 << 20  # the longest shipped file has 20 KB; a checkpoint given by mistake is told at once
@@ -133,7 +134,8 @@ def convert(key: str, value: Any, kind: Any, source: str) -> Any:
     """Turn a value of a file into the type of its field.
 
     An integer serves as a float, and so does a string such as ``1e-4``, which YAML does not take for a number.
-    Lists become tuples. Nothing else is converted: 2.0 is not an integer, 1 is not a boolean.
+    Lists become tuples. Nothing else is converted: 2.0 is not an integer, 1 is not a boolean. "auto" stays as it is
+    where the key may have it.
 
     Args:
         key (str): the key, for the error.
@@ -150,6 +152,10 @@ def convert(key: str, value: Any, kind: Any, source: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _convert_mapping(key, value, kind, source)
     expected = _expectation(kind)
+    if key.lstrip("-") in AUTO_KEYS:
+        if value == AUTO:
+            return AUTO
+        expected += f", or {AUTO}"
     try:
         if typing.get_origin(kind) is not tuple:
             return _SCALARS[kind][0](value)

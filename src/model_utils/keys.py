@@ -14,6 +14,13 @@ from typing import Any
 
 T = typing.TypeVar("T")
 
+# What a file or a flag may say instead of a value: the rate is then chosen by `load_config`, the names are read by
+# `src.data.class_names` from the data.
+AUTO = "auto"
+AUTO_KEYS = ("coco_classes", "base_lr")
+# The value of coco_classes until then; no list of names, because those begin with the background.
+AUTO_CLASSES = (AUTO,)
+
 
 @dataclass(frozen=True, eq=False)
 class RoiLayer(Mapping):
@@ -260,6 +267,7 @@ class _Gradients:
 class _Checkpoints:
     """Weights to start from, checkpoints, logs"""
 
+    recipe: str
     pre_trained: str
     finetune: bool
     save_checkpoint: bool
@@ -353,11 +361,15 @@ class Keys(
         command_line (frozenset[str]): the keys given as flags; all others come from files.
         file_keys (frozenset[str]): the keys that the user's own file sets: all that stand in a file which holds only
             what it changes; in a copy of a shipped file those with another value than there.
+        recipe_keys (frozenset[str]): the keys whose values come from the recipe.
+        auto_keys (frozenset[str]): the keys that were "auto" and have been given a value.
     """
 
     config_path: str
     command_line: frozenset[str]
     file_keys: frozenset[str] = frozenset()
+    recipe_keys: frozenset[str] = frozenset()
+    auto_keys: frozenset[str] = frozenset()
 
 
 GROUPS = Keys.__bases__

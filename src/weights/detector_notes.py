@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from src import __version__
+from src.data.class_names import as_not_set, with_classes
 from src.data.transforms import PIXEL_MEAN, PIXEL_STD
 from src.model_utils.config import Config
 from src.model_utils.config_checks import BACKBONE_BLOCKS, shorten
@@ -196,6 +197,8 @@ def with_notes(config: Config, entries: Mapping[str, Any], path: str | Path, use
         UserError: what the user has set contradicts the notes; see also `noted_settings`.
     """
     settings = noted_settings(entries, path)
+    if "coco_classes" in use.keys and "coco_classes" not in settings:
+        config = with_classes(config, training=False)
     noted = {key: value for key, value in settings.items() if key in use.keys}
     if noted.get("backbone", config.backbone) != config.backbone and "resnet_block" not in noted:
         noted["resnet_block"] = BACKBONE_BLOCKS[noted["backbone"]]
@@ -224,6 +227,8 @@ def settled(config: Config, noted: Mapping[str, Any], source: str, use: Use) -> 
     Raises:
         UserError: a flag or a strict file contradicts a value that may not be changed; names both.
     """
+    if "coco_classes" in noted:
+        config = as_not_set(config)
     chosen, lines = dict(noted), []
     by_file = config.file_keys & set(use.by_file)
     if by_file & set(CANVAS_KEYS):  # one canvas, not the width of one and the height of another

@@ -57,11 +57,10 @@ def trained(tmp_path_factory, labelled_images):
     result = run(
         "train.py",
         *OPTIONS,
-        labelled_images.flag,
+        "--coco_classes=auto",
         f"--coco_root={root}",
-        "--pre_trained=",
-        "--frozen_stages=-1",
-        "--norm_eval=False",
+        "--recipe=scratch",
+        "--opt_type=sgd",
         "--epoch_size=2",
         "--warmup_step=10",
         "--base_lr=0.04",
@@ -81,6 +80,15 @@ def test_losses_of_every_step_are_written_and_fall(trained):
     assert output.count("oneDNN instruction set") == 1
 
 
+def test_the_log_names_the_classes_and_what_the_recipe_sets(trained, labelled_images):
+    folder, output = trained
+    path = folder / "cells" / "annotations" / "instances_train2017.json"
+    names = ["background", *labelled_images.class_names]
+    assert f"3 classes from {path}, in its order: coco_classes = {names}\n" in output
+    assert "norm_eval = False (from the recipe scratch; default True)\n" in output
+    assert "warmup_step = 10 (from the command line; default 500)\n" in output
+
+
 def test_checkpoints_have_the_published_names(trained):
     folder, _ = trained
     assert sorted(path.name for path in (folder / "ckpt_0").iterdir()) == [
@@ -95,7 +103,6 @@ def test_evaluation_scores_all_images(trained, labelled_images):
     result = run(
         "eval.py",
         *OPTIONS,
-        labelled_images.flag,
         f"--coco_root={folder / 'cells'}",
         f"--mindrecord_dir={folder / 'records'}",
         f"--checkpoint_path={folder / 'ckpt_0' / 'faster_rcnn-2_12.ckpt'}",
@@ -141,7 +148,7 @@ def test_wrong_number_of_classes_is_refused_before_anything_is_written(trained, 
     ("arguments", "message"),
     [
         (["--base_lrr=1"], "base_lr"),
-        (["--pre_trained="], "--frozen_stages=-1 --norm_eval=False"),
+        (["--pre_trained="], "--recipe=scratch"),
         (["--pre_trained=missing.ckpt"], "missing.ckpt does not exist"),
         (["--pre_trained=", "--frozen_stages=-1", "--norm_eval=False", "--coco_root=missing"], "missing"),
     ],
@@ -154,7 +161,7 @@ def test_mistakes_end_with_one_message(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def train_on_samples(tmp_path, *flags):
+def train_on_samples(tmp_path, *flags, classes="['background','disc','square','star']"):
     """Train a small detector for two steps on generated images, in a folder with a space in its name."""
     if not (tmp_path / "data").exists():
         subprocess.run(
@@ -177,7 +184,7 @@ def train_on_samples(tmp_path, *flags):
     return run(
         "train.py",
         *SMALL,
-        "--coco_classes=['background','disc','square','star']",
+        f"--coco_classes={classes}",
         f"--coco_root={tmp_path}/data",
         f"--mindrecord_dir={tmp_path}/records",
         f"--pre_trained={tmp_path}/small.ckpt",
@@ -209,15 +216,16 @@ def contents(folder):
 
 
 def test_a_second_start_takes_the_compiled_graph_and_trains_equally(tmp_path):
-    """In the same folder, where it keeps what the first has written."""
+    """In the same folder, where it keeps what the first has written, and with the classes found, not named."""
     folder = tmp_path / "a run"
     first = train_on_samples(tmp_path)
     assert first.returncode == 0, first.stdout
     before = contents(folder)
-    second = train_on_samples(tmp_path, "--keep_old_run=True", "--enable_profiling=True")
+    second = train_on_samples(tmp_path, "--keep_old_run=True", "--enable_profiling=True", classes="auto")
     assert second.returncode == 0, second.stdout
     assert "kept the compiled graph in" in first.stdout
     assert "taking the compiled graph from" in second.stdout
+    assert len(list((tmp_path / "records").glob("train-*"))) == 1 and "checking images" not in second.stdout
     assert "an earlier run has been here; kept as ckpt_0.1, loss_0.log.1\n" in second.stdout
     after = contents(folder)
     assert {

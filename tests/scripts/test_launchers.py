@@ -75,6 +75,7 @@ def test_optional_arguments(caller, script):
         "new records",
         "--epoch_size=1",
         "--config_path=mine.yaml",
+        "--recipe=scratch",
         "--coco_classes=['background','a b']",
     )
     assert result.returncode == 0, result.stderr
@@ -82,6 +83,7 @@ def test_optional_arguments(caller, script):
         f"--mindrecord_dir={caller.folder}/new records",
         "--epoch_size=1",
         f"--config_path={caller.folder}/mine.yaml",
+        "--recipe=scratch",
         "--coco_classes=['background','a b']",
     ]
 

@@ -158,6 +158,17 @@ def test_boxes_in_half_precision_give_the_same_metrics(case):
     assert json.loads((case.folder / "out" / "metrics.json").read_text())["AP"] == pytest.approx(1)
 
 
+def test_classes_may_be_those_of_the_annotations_in_their_order(tmp_path, caplog):
+    """There the dog comes first, so it is label 0."""
+    annotations = write_annotations(tmp_path / "val.json", ["a.png", "b.png"])
+    write(tmp_path / "results", "a", [[10, 20, 60, 70, 0.5]], [1], [1])  # a cat
+    write(tmp_path / "results", "b", [[10, 20, 61, 71, 0.5]], [0], [1])
+    paths = [f"--anno_path={annotations}", f"--result_path={tmp_path}/results", f"--eval_output_path={tmp_path}/out"]
+    assert postprocess.main(["--coco_classes=auto", *paths]) == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["AP"] == pytest.approx(1)
+    assert "which must be that of the training: coco_classes = ['background', 'dog', 'cat']" in caplog.text
+
+
 def test_any_number_of_rows_the_best_hundred_count(case):
     """The published program writes 1000 rows for every class."""
     boxes = [[i % 50, 0, 90, 90, (i + 1) / 4096] for i in range(2000)]

@@ -14,7 +14,7 @@ from src.model_utils import config as config_module
 from src.model_utils import config_checks
 from src.model_utils.config import Config, describe, load_config
 from src.model_utils.errors import ConfigError, UserError
-from src.model_utils.keys import GROUPS, RoiLayer, key_types
+from src.model_utils.keys import AUTO_CLASSES, GROUPS, RoiLayer, graph_settings, key_types
 from tests.helpers import REPO_ROOT, SHARED
 
 PUBLISHED = SHARED / "config-defaults.json"
@@ -49,7 +49,45 @@ OWN_KEYS = {
     "photometric_ratio": 0.0,
     "mosaic_ratio": 0.0,
     "repeat_thr": 0.0,
+    "recipe": "",
 }
+# What --recipe=scratch sets.
+SCRATCH = {
+    "pre_trained": "",
+    "frozen_stages": -1,
+    "norm_eval": False,
+    "opt_type": "adam",
+    "base_lr": 0.0016,
+    "warmup_step": 100,
+    "expand_ratio": 0.0,
+}
+# quick_start_config.yaml as it was before there were recipes.
+QUICK_START = """
+device_target: CPU
+coco_classes: ['background', 'disc', 'square', 'star']
+img_width: 192
+img_height: 128
+expand_ratio: 0.0
+pre_trained: ""
+frozen_stages: -1
+norm_eval: False
+rpn_proposal_nms_pre: 1000
+rpn_proposal_nms_post: 1000
+rpn_proposal_max_num: 1000
+num_bboxes_stage2: 1000
+num_expected_pos_stage2: 32
+num_expected_neg_stage2: 128
+num_expected_total_stage2: 128
+roi_sample_num: 160
+rpn_nms_pre: 300
+rpn_nms_post: 300
+rpn_max_num: 300
+opt_type: adam
+base_lr: 0.0016
+warmup_step: 50
+epoch_size: 5
+loss_scale: 1
+"""
 
 
 @pytest.fixture
@@ -113,7 +151,7 @@ def test_fields_and_yaml_keys_are_the_same_in_the_same_order():
     values, help_texts, choices = documents("default_config.yaml")
     assert list(values) == list(key_types())
     fields = {field.name for field in dataclasses.fields(Config)}
-    assert fields == set(values) | {"config_path", "command_line", "file_keys"}
+    assert fields == set(values) | {"config_path", "command_line", "file_keys", "recipe_keys", "auto_keys"}
     assert list(help_texts) == list(values)
     assert set(choices) <= set(values)
 
@@ -360,7 +398,10 @@ def test_refused_flags(argv, words):
 @pytest.mark.parametrize(
     "flag, words",
     [
-        ("--base_lr=fast", ["'fast'", "a number"]),
+        ("--base_lr=fast", ["'fast'", "expected a number, or auto."]),
+        ("--base_lr=Auto", ["'Auto'", "expected a number, or auto."]),
+        ("--weight_decay=auto", ["'auto'", "expected a number."]),
+        ("--milestones=auto", ["'auto'", "expected a list of integers"]),
         ("--base_lr=nan", ["'nan'", "a number"]),
         ("--base_lr=inf", ["'inf'", "a number"]),
         ("--batch_size=2.0", ["'2.0'", "an integer"]),
@@ -373,7 +414,7 @@ def test_refused_flags(argv, words):
         ("--milestones=[8, 11.5]", ["11.5", "a list of integers"]),
         ("--anchor_scales=['a']", ["'a'", "a list of numbers"]),
         ("--coco_classes=background,cat", ["'background,cat'", "['background', 'cat']"]),
-        ("--coco_classes=['background'", ["a list of strings"]),
+        ("--coco_classes=['background'", ["a list of strings", ", or auto."]),
         ("--coco_classes=['background', 1]", ["a list of strings"]),
         ("--roi_layer={type: RoIAlign}", ["mapping with the keys type, out_size, sample_num"]),
         ("--roi_layer={type: RoIAlign, out_size: big, sample_num: 2}", ["roi_layer.out_size", "an integer"]),
@@ -763,6 +804,148 @@ def test_a_damaged_default_file_names_the_keys_it_lacks(tmp_path, monkeypatch):
     assert "lacks the keys momentum" in load_error()
 
 
+# ---- recipes -----------------------------------------------------------------------------------------------
+
+
+def values_of(config):
+    """Every key with its value."""
+    return {key: getattr(config, key) for key in key_types()}
+
+
+def test_the_recipe_for_random_weights():
+    plain, config = load_config(["--coco_root=/d"]), load_config(["--coco_root=/d", "--recipe=scratch"])
+    assert values_of(config) == values_of(plain) | SCRATCH | {"recipe": "scratch"}
+    assert config.recipe_keys == set(SCRATCH)
+    assert plain.recipe_keys == plain.auto_keys == frozenset()
+    assert config.config_path == plain.config_path == str(REPO_ROOT / "default_config.yaml")
+    assert config.file_keys == frozenset()
+
+
+def test_a_recipe_is_the_same_as_its_values_for_what_graphs_are_named_by():
+    written = load_config([f"--{key}={value}" for key, value in SCRATCH.items()])
+    assert graph_settings(load_config(["--recipe=scratch"])) == graph_settings(written)
+
+
+@pytest.mark.parametrize("path", sorted((REPO_ROOT / "configs").iterdir()), ids=lambda path: path.name)
+def test_every_recipe_loads_and_leaves_the_choice_of_files_to_the_user(path):
+    assert path.name.startswith("recipe_") and path.suffix == ".yaml"
+    name = path.stem.removeprefix("recipe_")
+    assert load_config([f"--recipe={name}"]).recipe == name
+    assert not {"recipe", "backbone"} & set(yaml.safe_load(path.read_text()))
+
+
+def test_what_the_user_sets_takes_precedence_over_the_recipe(config_file):
+    path = config_file("recipe: scratch\nopt_type: sgd\nwarmup_step: 500\n")
+    config = load_config([f"--config_path={path}", "--expand_ratio=0.5"])
+    assert (config.opt_type, config.warmup_step, config.expand_ratio) == ("sgd", 500, 0.5)
+    assert config.recipe_keys == {"pre_trained", "frozen_stages", "norm_eval", "base_lr"}
+    assert config.file_keys == {"recipe", "opt_type", "warmup_step"}
+    assert config.config_path == str(path)
+    assert config.base_lr == 0.02  # of sgd
+
+
+def test_a_flag_chooses_another_recipe_than_the_file_or_none(config_file):
+    path = config_file("recipe: scratch\nbatch_size: 1\n")
+    assert load_config([f"--config_path={path}"]).opt_type == "adam"
+    config = load_config([f"--config_path={path}", "--recipe="])
+    assert (config.opt_type, config.recipe, config.batch_size) == ("sgd", "", 1)
+
+
+@pytest.mark.parametrize("name", ["default_config.yaml", "default_config_101.yaml", "default_config_50.yaml"])
+def test_a_shipped_file_that_is_named_does_not_undo_the_recipe(name):
+    config = load_config([f"--config_path={name}", "--recipe=scratch"])
+    assert {key: getattr(config, key) for key in SCRATCH} == SCRATCH
+
+
+def test_a_copy_of_a_shipped_file_undoes_only_what_it_changes(config_file):
+    text = (REPO_ROOT / "default_config.yaml").read_text().replace("warmup_step: 500", "warmup_step: 7")
+    config = load_config([f"--config_path={config_file(text)}", "--recipe=scratch"])
+    assert {key: getattr(config, key) for key in SCRATCH} == SCRATCH | {"warmup_step": 7}
+
+
+def test_the_recipe_comes_after_the_backbones_file():
+    config = load_config(["--backbone=resnet_v1_101", "--recipe=scratch"])
+    assert (config.resnet_block, config.base_lr) == ((3, 4, 23, 3), 0.0016)  # that file says 0.02
+
+
+def test_an_unknown_recipe_is_refused_with_those_there_are(config_file):
+    message = load_error("--recipe=scrach")
+    assert "recipe is 'scrach' (from the command line): expected one of scratch" in message
+    assert "configs/recipe_NAME.yaml" in message and message.endswith("Did you mean scratch?")
+    path = config_file("recipe: ../configs/recipe_scratch\n")
+    assert f"(from {path}): expected one of scratch" in load_error(f"--config_path={path}")
+    assert "recipe is 3" in load_error(f"--config_path={config_file('recipe: 3')}")
+
+
+def test_a_checkpoint_contradicts_a_recipe_for_random_weights(config_file):
+    message = load_error("--recipe=scratch", "--pre_trained=a.pth")
+    assert message == (
+        "--recipe=scratch trains from random weights, which contradicts --pre_trained=a.pth: leave one of the two out."
+    )
+    path = config_file("recipe: scratch\npre_trained: b.ckpt\n")
+    message = load_error(f"--config_path={path}")
+    assert f"recipe: scratch in {path} trains from random weights" in message
+    assert f"contradicts pre_trained: b.ckpt in {path}" in message
+    assert load_config(["--recipe=scratch", "--pre_trained="]).pre_trained == ""
+    assert load_config([f"--config_path={path}", "--recipe="]).pre_trained == "b.ckpt"
+
+
+def test_a_refusal_names_the_recipe_as_the_source(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "recipe_bad.yaml").write_text("warmup_step: -1\n")
+    (tmp_path / "default_config.yaml").write_text((REPO_ROOT / "default_config.yaml").read_text())
+    monkeypatch.setattr(config_module, "REPO_ROOT", tmp_path)
+    assert load_error("--recipe=bad").startswith("warmup_step is -1 (from the recipe bad): expected 0 or more")
+
+
+def test_the_quick_start_has_the_values_it_had_before_there_were_recipes(config_file):
+    before = load_config([f"--config_path={config_file(QUICK_START)}"])
+    after = load_config(["--config_path=quick_start_config.yaml"])
+    assert values_of(after) == values_of(before) | {"recipe": "scratch"}
+
+
+def test_the_guides_blood_cells_are_trained_as_when_they_were_measured():
+    measured = ["--pre_trained=", "--frozen_stages=-1", "--norm_eval=False", "--opt_type=adam", "--base_lr=0.0016"]
+    shorter = load_config(["--recipe=scratch", "--expand_ratio=1"])
+    assert values_of(shorter) == values_of(load_config([*measured, "--warmup_step=100"])) | {"recipe": "scratch"}
+
+
+# ---- auto --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "opt_type, pre_trained, rate",
+    [("sgd", "a.pth", 0.02), ("sgd", "", 0.02), ("adam", "a.pth", 0.0008), ("adam", "", 0.0016)],
+)
+def test_the_rate_follows_the_optimiser_and_the_weights(config_file, opt_type, pre_trained, rate):
+    chosen = [f"--opt_type={opt_type}", f"--pre_trained={pre_trained}"]
+    path = config_file("base_lr: auto\n")
+    for argv in ([*chosen, "--base_lr=auto"], [*chosen, f"--config_path={path}"]):
+        config = load_config(argv)
+        assert config.base_lr == rate and isinstance(config.base_lr, float)
+        assert config.auto_keys == {"base_lr"}
+    assert load_config([*chosen, f"--config_path={path}", "--base_lr=0.3"]).base_lr == 0.3
+
+
+def test_variants_of_adam_have_the_rates_of_adam():
+    assert config_module._auto_base_lr("adamw", "")[0] == 0.0016
+    assert config_module._auto_base_lr("adamw", "a.pth")[0] == 0.0008
+
+
+@pytest.mark.parametrize("text", ["coco_classes: auto\n", "coco_classes: auto\nnum_classes: 4\n"])
+def test_class_names_stay_open_until_the_data_are_there(config_file, text):
+    path = config_file(text)
+    for argv in ([f"--config_path={path}"], ["--coco_classes=auto"]):
+        config = load_config(argv)
+        assert config.coco_classes == AUTO_CLASSES
+        with pytest.raises(ConfigError, match="src.data.class_names.with_classes"):
+            _ = config.class_names
+        with pytest.raises(ConfigError, match="src.data.class_names.with_classes"):
+            _ = config.num_fg_classes
+    named = load_config([f"--config_path={path}", "--coco_classes=['background','cat']"])
+    assert (named.class_names, named.num_classes) == (("cat",), 2)
+
+
 # ---- description for the log -------------------------------------------------------------------------------
 
 
@@ -820,3 +1003,28 @@ def test_training_options_that_would_have_no_effect_are_refused(flags, words):
 )
 def test_training_options_in_their_ranges_load(flags):
     load_config(flags)
+
+
+def test_describe_tells_what_the_recipe_sets_from_what_the_user_sets():
+    lines = describe(load_config(["--recipe=scratch", "--warmup_step=500", "--coco_classes=auto"]))
+    assert sorted(lines[1:]) == [
+        "base_lr = 0.0016 (from the recipe scratch; auto: adam from random weights, 2e-4 at a batch of 2, as measured "
+        "on blood cells; default 0.04)",
+        "coco_classes = 'auto' (from the command line; default ['background', 'person', 'bicycle', 'car ... , "
+        "'toothbrush'])",
+        "expand_ratio = 0.0 (from the recipe scratch; default 1.0)",
+        "frozen_stages = -1 (from the recipe scratch; default 1)",
+        "norm_eval = False (from the recipe scratch; default True)",
+        "opt_type = 'adam' (from the recipe scratch; default 'sgd')",
+        "pre_trained = '' (from the recipe scratch; default '/cache/train/fasterrcnn/faster_rcnn-12_7393.ckpt')",
+        "recipe = 'scratch' (from the command line; default '')",
+        "warmup_step = 500 (from the command line; default 500)",
+    ]
+
+
+def test_describe_says_why_a_rate_was_chosen():
+    (line,) = [line for line in describe(load_config(["--base_lr=auto"])) if line.startswith("base_lr")]
+    assert line == (
+        "base_lr = 0.02 (from the command line; auto: sgd from given weights, for 16 images a step as in Goyal et al. "
+        "2017 and Lin et al. 2017; default 0.04)"
+    )

@@ -141,6 +141,25 @@ def test_what_comes_from_the_checkpoint_is_said_in_one_line(caplog):
     assert "img_width 192" in line and "stem_pool_pad symmetric" in line and "rpn_nms_pre" not in line
 
 
+@pytest.mark.parametrize("num_classes", ["", "num_classes: 80\n"])
+def test_classes_that_are_auto_are_those_of_the_checkpoint(config_file, caplog, num_classes):
+    """As if nobody had set them: no contradiction, no warning, no look at the data."""
+    for flag in ("--coco_classes=auto", config_file("coco_classes: auto\n" + num_classes)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            found = with_notes(load_config([flag]), trained_notes(), "a.ckpt")
+        assert (found.coco_classes, found.num_classes) == (CLASSES, 4)
+        (record,) = caplog.records
+        assert record.levelno == logging.INFO and f"coco_classes {list(CLASSES)}" in record.getMessage()
+    with pytest.raises(UserError, match="--num_classes is 7, but checkpoint a.ckpt was trained with 4"):
+        with_notes(load_config(["--coco_classes=auto", "--num_classes=7"]), trained_notes(), "a.ckpt")
+
+
+def test_a_txt_data_set_takes_them_from_the_checkpoint_too():
+    found = with_notes(load_config(["--coco_classes=auto", "--dataset=other"]), trained_notes(), "a.ckpt")
+    assert found.coco_classes == CLASSES
+
+
 # --- other files ------------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +188,21 @@ def test_notes_of_the_first_release_give_backbone_and_classes(caplog):
     assert (found.backbone, found.resnet_block) == ("resnet_v1_101", (3, 4, 23, 3))
     assert found.coco_classes == ("background", "cat") and found.num_classes == 2
     assert "img_width 1280" in caplog.text and "coco_classes" not in caplog.text
+
+
+def test_a_checkpoint_without_notes_takes_classes_that_are_auto_from_the_evaluation(tmp_path, caplog):
+    (tmp_path / "annotations").mkdir()
+    content = {"images": [], "annotations": [], "categories": [{"id": 2, "name": "dog"}, {"id": 1, "name": "cat"}]}
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    flags = ["--coco_classes=auto", f"--coco_root={tmp_path}"]
+    with caplog.at_level(logging.WARNING):
+        found = with_notes(load_config(flags), {}, "zoo.ckpt")
+    assert (found.coco_classes, found.num_classes) == (("background", "dog", "cat"), 3)
+    first, second = caplog.records
+    assert "instances_val2017.json, in its order" in first.getMessage()
+    assert "coco_classes ['background', 'dog', 'cat']" in second.getMessage()
+    with pytest.raises(UserError, match="neither does the model's file note its classes nor are there evaluation"):
+        with_notes(load_config(["--coco_classes=auto", f"--coco_root={tmp_path / 'none'}"]), {}, "zoo.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -266,6 +300,15 @@ def test_a_backbone_brings_only_its_own_settings(checkpoint, tmp_path):
 def test_no_checkpoint_leaves_the_configuration_alone():
     config = load_config(["--pre_trained="])
     assert pretrained_config(config) is config
+
+
+def test_without_a_checkpoint_both_ways_to_start_are_named(config_file):
+    """The published default is a path of another machine."""
+    for flags in ([], [config_file("batch_size: 1")]):
+        with pytest.raises(UserError, match="/cache/train.*does not exist.*--pre_trained=.*--recipe=scratch"):
+            pretrained_config(load_config(flags))
+    with pytest.raises(UserError, match="own.ckpt does not exist; expected"):
+        pretrained_config(load_config([config_file("pre_trained: own.ckpt")]))
 
 
 @pytest.mark.parametrize(
