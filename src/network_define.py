@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from mindspore import nn
 from mindspore.dataset import Dataset
@@ -13,6 +13,7 @@ from src.model_utils.config import Config
 from src.model_utils.errors import UserError
 from src.runtime import Device, told_by_rank_0
 from src.training.checkpoints import Checkpoints
+from src.training.epoch_results import EpochResults
 from src.training.loss_log import LossLog
 from src.training.profiling import step_profiler
 from src.training.train_step import TrainStep, build_step
@@ -56,8 +57,8 @@ def train(
 ) -> None:
     """Train a detector: ``epoch_size`` passes over the data set, or fewer with ``patience``.
 
-    Writes ``loss_{rank}.log``, checkpoints below ``save_checkpoint_path``, and TensorBoard files and a profile when
-    asked for.
+    Writes ``loss_{rank}.log``, checkpoints and the results of every epoch below ``save_checkpoint_path``, and
+    TensorBoard files and a profile when asked for.
 
     Args:
         network (Cell): a detector.
@@ -75,29 +76,42 @@ def train(
     _log_rate(config, device, steps)
     step_network = build_step(network, config, rates, device)
     average = WeightAverage(network, config.ema_decay) if config.ema_decay else None
-    checkpoints = Checkpoints(config, device)
+    checkpoints, results = Checkpoints(config, device), EpochResults(config, device)
     batches = dataset.create_tuple_iterator(num_epochs=config.epoch_size)
     with LossLog(config, device, steps, rates) as log, step_profiler(config, device, steps) as step_done:
         for epoch in range(1, config.epoch_size + 1):
             if config.thaw_epoch and epoch == config.thaw_epoch + 1:
                 step_network = _thawed(network, step_network, config, rates, device)
             step_network.set_train()
+            results.start_epoch()
             # One iterator for all epochs; each pass over it is the next epoch.
-            for step, (*batch, image_ids) in enumerate(batches, start=1):
-                compile_once(step_network, batch, config)
-                losses = [float(loss.asnumpy()) for loss in step_network(*batch)]
-                if average is not None:
-                    average.update()
-                log.write(epoch, step, losses, image_ids.asnumpy().tolist())
+            for step, (losses, image_ids) in enumerate(_steps(step_network, batches, config, average), start=1):
+                log.write(epoch, step, losses, image_ids)
+                results.add_step(losses)
                 step_done()
             if epoch == config.epoch_size:
                 step_network.finish()
             with average.in_network() if average is not None else contextlib.nullcontext():
                 checkpoints.save(network, epoch, steps)
-                if evaluate is not None and (epoch % config.interval == 0 or epoch == config.epoch_size):
-                    checkpoints.keep_best(network, epoch, evaluate())
+                is_due = epoch % config.interval == 0 or epoch == config.epoch_size
+                metrics = evaluate() if evaluate is not None and is_due else None
+                if metrics is not None:
+                    checkpoints.keep_best(network, epoch, metrics)
+            results.write(epoch, steps, rates[epoch * steps - 1], metrics)
             if config.patience and told_by_rank_0(checkpoints.is_hopeless(), device):
                 break
+
+
+def _steps(
+    step_network: TrainStep, batches: Iterable, config: Config, average: WeightAverage | None
+) -> Iterator[tuple[list[float], list[int]]]:
+    """Train on every batch; yields the six losses and the ids of its images."""
+    for *batch, image_ids in batches:
+        compile_once(step_network, batch, config)
+        losses = [float(loss.asnumpy()) for loss in step_network(*batch)]
+        if average is not None:
+            average.update()
+        yield losses, image_ids.asnumpy().tolist()
 
 
 def _log_rate(config: Config, device: Device, steps: int) -> None:

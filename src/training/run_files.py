@@ -23,6 +23,7 @@ LOGGER = logging.getLogger(__name__)
 # Below save_checkpoint_path, {} is the rank. Rank 0 alone writes checkpoints.
 CHECKPOINT_FOLDER = "ckpt_{}"
 BEST_FOLDER = "best_ckpt"
+RESULTS_TABLE, RESULTS_IMAGE = "results.csv", "results.png"
 # In the folder that training is started in.
 LOSS_LOG = "loss_{}.log"
 SUMMARY_FOLDER = "summary"
@@ -35,7 +36,7 @@ class OldRun:
     """Files and folders of an earlier run that get a number, the same for all of them.
 
     Attributes:
-        paths (tuple[Path, ...]): folders of rank 0: checkpoints, summary.
+        paths (tuple[Path, ...]): those of rank 0: folders of checkpoints and summary, results of the epochs.
         logs (dict[int, Path]): loss logs by rank.
         number (int): appended to every name, ``ckpt_0`` becomes ``ckpt_0.1``.
     """
@@ -89,8 +90,8 @@ def find_old_run(config) -> OldRun:
         config (Config): ``save_checkpoint``, ``save_checkpoint_path``, ``keep_old_run``.
 
     Returns:
-        OldRun: loss logs and summary, which a run that ended early leaves without checkpoints; with ``keep_old_run``
-        the checkpoints too.
+        OldRun: loss logs, summary and results, which a run that ended early leaves without checkpoints; with
+        ``keep_old_run`` the checkpoints too.
 
     Raises:
         UserError: there are checkpoints, this run would write some, and ``keep_old_run`` is False; or another training
@@ -101,13 +102,17 @@ def find_old_run(config) -> OldRun:
         return OldRun()
     logs = _loss_logs()
     _check_ended(logs.values())
-    places = [Path(config.save_checkpoint_path) / name for name in (CHECKPOINT_FOLDER.format(0), BEST_FOLDER)]
+    output = Path(config.save_checkpoint_path)
+    places = [output / name for name in (CHECKPOINT_FOLDER.format(0), BEST_FOLDER)]
+    results = [output / name for name in (RESULTS_TABLE, RESULTS_IMAGE)]
     checkpoints = {place: names for place in places if (names := _checkpoint_names(place))}
     summary = Path(SUMMARY_FOLDER)
-    number = _free_number([*places, summary])
+    number = _free_number([*places, *results, summary])
     if checkpoints and config.save_checkpoint and not config.keep_old_run:
         raise UserError(_refusal(checkpoints, number))
     paths = list(checkpoints) if config.keep_old_run else []
+    if config.save_checkpoint or config.keep_old_run:
+        paths += [path for path in results if path.is_file()]
     if any(summary.glob("events.out.tfevents.*")):
         paths.append(summary)
     # A run that ended before its first step has left an empty log.
@@ -176,6 +181,6 @@ def _refusal(checkpoints: dict[Path, list[str]], number: int) -> str:
     return (
         f"an earlier run has left checkpoints where this one would write its own: {' and '.join(found)}. Nothing "
         f"has been changed. To start anew, add --keep_old_run=True, which keeps the earlier run as "
-        f"{' and '.join(kept)} (the loss log and summary that lie there get the same number), train in another "
-        f"folder, or give another --save_checkpoint_path"
+        f"{' and '.join(kept)} (the loss log, summary and results that lie there get the same number), train in "
+        f"another folder, or give another --save_checkpoint_path"
     )

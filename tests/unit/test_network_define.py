@@ -1,8 +1,10 @@
 """The training step and loop on a network of two trainable parameters, against the same arithmetic in numpy."""
 
+import csv
 import dataclasses
 from pathlib import Path
 
+import cv2
 import mindspore as ms
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from src.convert_checkpoint import load_detector, read_checkpoint, write_checkpo
 from src.model_utils.errors import UserError
 from src.network_define import TrainStep, build_step, check_start, train
 from src.runtime import Device
+from src.training.loss_log import LOSS_NAMES
 from src.training.optimizer import SGD, build_optimizer
 from tests.unit.training.tiny_detector import (
     BIAS,
@@ -375,7 +378,7 @@ def trained(tmp_path_factory):
     def evaluate():
         network.set_train(False)
         seen.append(network.weight.asnumpy().copy())
-        return {"AP": [0.4, 0.2][len(seen) - 1]}
+        return {"AP": [0.4, 0.2][len(seen) - 1], "AP50": 0.6, "AP75": 0.3}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -418,6 +421,8 @@ def test_train_saves_checkpoints_that_load(trained):
         "out/best_ckpt/best.ckpt",
         "out/ckpt_0/faster_rcnn-1_3.ckpt",
         "out/ckpt_0/faster_rcnn-2_3.ckpt",
+        "out/results.csv",
+        "out/results.png",
     ]
     fresh = load_detector(TinyDetector(), folder / "out/ckpt_0/faster_rcnn-2_3.ckpt")
     np.testing.assert_array_equal(fresh.weight.asnumpy(), network.weight.asnumpy())
@@ -428,6 +433,23 @@ def test_train_keeps_the_best_network(trained):
     best = load_detector(TinyDetector(), folder / "out/best_ckpt/best.ckpt")
     np.testing.assert_array_equal(best.weight.asnumpy(), seen[0])  # AP 0.4 after the first epoch, then 0.2
     assert not np.array_equal(seen[0], network.weight.asnumpy())
+
+
+def test_train_writes_a_row_for_every_epoch(trained):
+    """Means of the losses, the last rate, the metrics of the evaluation."""
+    folder, _, _ = trained
+    with (folder / "out/results.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    losses, _, _ = expected_run()
+    rates = [0.01, 0.005 * (1 + np.cos(np.pi * 3 / 9))]
+    for k, (row, score) in enumerate(zip(rows, (0.4, 0.2), strict=True)):
+        mean = np.mean(losses[3 * k : 3 * k + 3], axis=0)
+        found = [float(row[name]) for name in ("total_loss", *LOSS_NAMES, "learning_rate", "AP", "AP50", "AP75")]
+        np.testing.assert_allclose(found, [mean[0] + mean[1], *mean, rates[k], score, 0.6, 0.3], rtol=1e-4)
+        assert (row["epoch"], row["step"]) == (str(k + 1), "3")
+        # 3 steps of 2 images
+        assert float(row["images_per_second"]) == pytest.approx(6 / float(row["seconds"]), rel=0.3)
+    assert cv2.imread(str(folder / "out/results.png")).std() > 1
 
 
 def test_train_writes_tensorboard_files(trained):
@@ -447,7 +469,7 @@ def test_train_evaluates_every_interval_and_at_the_end(config, epoch_size, inter
 
     def evaluate():
         epochs.append(len(Path("loss_0.log").read_text().splitlines()))
-        return {"AP": 0.5}
+        return {"AP": 0.5, "AP50": 0.6, "AP75": 0.3}
 
     train(TinyDetector(), train_data(samples_of(1)), config, CPU, evaluate)
     assert epochs == evaluated
@@ -461,7 +483,7 @@ def test_train_stops_when_patience_ends(config):
 
     def evaluate():
         weights.append(network.weight.asnumpy().copy())
-        return {"AP": next(scores)}
+        return {"AP": next(scores), "AP50": 0.6, "AP75": 0.3}
 
     train(network, train_data(samples_of(1)), config, CPU, evaluate)
     assert len(weights) == 4 and len(Path("loss_0.log").read_text().splitlines()) == 4
@@ -477,7 +499,7 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(config, decay
 
     def evaluate():
         seen.append(network.weight.asnumpy().copy())
-        return {"AP": 0.5}
+        return {"AP": 0.5, "AP50": 0.6, "AP75": 0.3}
 
     samples = samples_of(3, seed=5)
     train(network, train_data(samples), config, CPU, evaluate)
@@ -521,9 +543,12 @@ def test_thawed_stages_join_while_the_rest_goes_on(config, info, opt_type):
     config = dataclasses.replace(config, opt_type=opt_type, frozen_stages=1, thaw_epoch=1, weight_decay=0.0)
     samples, network = samples_of(3, seed=5), FrozenDetector()
     weights = []
-    train(
-        network, train_data(samples), config, CPU, lambda: weights.append(network.weight.asnumpy().copy()) or {"AP": 0}
-    )
+
+    def evaluate():
+        weights.append(network.weight.asnumpy().copy())
+        return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
+
+    train(network, train_data(samples), config, CPU, evaluate)
     plain = TinyDetector()
     train(plain, train_data(samples), dataclasses.replace(config, thaw_epoch=0, frozen_stages=-1), CPU)
     np.testing.assert_array_equal(network.bias.asnumpy(), plain.bias.asnumpy())

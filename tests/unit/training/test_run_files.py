@@ -64,6 +64,15 @@ def test_a_folder_without_an_earlier_run_stays_as_it_is(config, info, names, kee
     assert info.records == []
 
 
+def test_results_of_the_epochs_are_set_aside_with_the_rest(config):
+    """Also where no checkpoint was due yet; a run without checkpoints writes no results and leaves old ones."""
+    write("results.csv", "results.png", "loss_0.log")
+    find_old_run(dataclasses.replace(config, save_checkpoint=False)).set_aside(ALONE)
+    assert {"results.csv", "results.png", ("loss_0.log.1", "loss_0.log")} == files()
+    find_old_run(config).set_aside(ALONE)
+    assert {("results.csv.2", "results.csv"), ("results.png.2", "results.png")} < files()
+
+
 def test_an_empty_loss_log_is_no_run(config, info):
     Path("loss_0.log").touch()
     find_old_run(config).set_aside(ALONE)
