@@ -97,7 +97,16 @@ def _foreign_entries(path: Path, show: bool = False) -> dict[str, Parameter]:
     backbone = converted.settings["backbone"]
     config = dataclasses.replace(load_config([f"--backbone={backbone}"]), **converted.settings)
     entries = {name: Parameter(Tensor(value), name=name) for name, value in converted.arrays.items()}
-    LOGGER.info("%s: weights of %s, %d parameters converted", path, converted.source["format"], len(entries))
+    classes = converted.settings.get("coco_classes", ())
+    LOGGER.info(
+        "%s: weights of %s, %s %s%s, %d parameters converted",
+        path,
+        converted.source["format"],
+        "detector with backbone" if "rcnn.cls_scores.weight" in entries else "backbone",
+        backbone,
+        f" for {len(classes) - 1} classes" if classes else "",
+        len(entries),
+    )
     return entries | notes_of(config, converted.noted_keys, converted.source)
 
 

@@ -27,6 +27,7 @@ from typing import Any
 from src.model_utils.config_checks import (
     BACKBONE_BLOCKS,
     BACKBONE_FILES,
+    STRIDE_ON_FIRST,
     COMMAND_LINE,
     as_yaml,
     check_backbone,
@@ -84,6 +85,11 @@ class Config(Keys):
     def num_fg_classes(self) -> int:
         """Number of classes without the background."""
         return len(self.coco_classes) - 1
+
+    @property
+    def stride_on_first(self) -> bool:
+        """Whether a stage's stride sits on the first 1x1 convolution of its blocks, not on the 3x3 one."""
+        return self.backbone in STRIDE_ON_FIRST
 
     @property
     def feature_shapes(self) -> tuple[tuple[int, int], ...]:

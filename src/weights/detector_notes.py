@@ -18,7 +18,7 @@ from typing import Any
 from src import __version__
 from src.data.transforms import PIXEL_MEAN, PIXEL_STD
 from src.model_utils.config import Config
-from src.model_utils.config_checks import BACKBONE_BLOCKS, shorten
+from src.model_utils.config_checks import BACKBONE_BLOCKS, STRIDE_ON_FIRST, shorten
 from src.model_utils.config_file import convert
 from src.model_utils.errors import ConfigError, UserError
 from src.model_utils.keys import RoiLayer, key_types
@@ -270,7 +270,7 @@ def _facts(backbone: str) -> dict[str, Any]:
     """What is the same in all runs of this program, and would have to be in one that uses the weights."""
     return {
         "normalisation": {"colour_order": "RGB", "pixel_mean": list(PIXEL_MEAN), "pixel_std": list(PIXEL_STD)},
-        "stage_stride_on": "first 1x1 convolution" if backbone == "resnet_v1_50" else "3x3 convolution",
+        "stage_stride_on": "first 1x1 convolution" if backbone in STRIDE_ON_FIRST else "3x3 convolution",
     }
 
 

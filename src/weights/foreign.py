@@ -25,7 +25,7 @@ import numpy as np
 from src.common.wording import listed_below
 from src.data.transforms import PIXEL_STD
 from src.model_utils.config import load_config
-from src.model_utils.config_checks import BACKBONE_BLOCKS
+from src.model_utils.config_checks import BACKBONE_BLOCKS, STRIDE_ON_FIRST
 from src.model_utils.errors import UserError
 from src.weights.detector_notes import BACKBONE_KEYS, CLASS_KEYS, NETWORK_KEYS, PREDICTOR_KEYS
 from src.weights.torch_file import read_torch_file
@@ -199,7 +199,7 @@ def read_foreign(path: str | Path) -> Converted:
         _fold_eps(found, 0.0)
     if caffe:
         _take_rgb(found)
-    settings = {"backbone": _backbone(found, caffe, path), "stem_pool_pad": "symmetric"}
+    settings = {"backbone": _backbone(found, caffe), "stem_pool_pad": "symmetric"}
     keys: tuple[str, ...] = BACKBONE_KEYS
     if "rcnn.cls_scores.weight" in found:
         settings |= _fit_heads(found, source, _classes(content), path)
@@ -311,15 +311,12 @@ def _check_depth(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         )
 
 
-def _backbone(arrays: Mapping[str, np.ndarray], caffe: bool, path: Path) -> str:
-    """The configuration's name of the backbone: with 50 layers it says where the stride is."""
-    depth = 3 * sum(_blocks(arrays)) + 2
-    if caffe and depth > 50:
-        raise UserError(
-            f"{path} holds a ResNet-{depth} with the stride on the first convolution of its blocks; here only "
-            "ResNet-50 exists in that form"
-        )
-    return {50: "resnet_v1_50" if caffe else "resnet_v1.5_50"}.get(depth, f"resnet_v1_{depth}")
+def _backbone(arrays: Mapping[str, np.ndarray], caffe: bool) -> str:
+    """The configuration's name of the backbone, which says where the stride is."""
+    blocks = _blocks(arrays)
+    return next(
+        name for name, known in BACKBONE_BLOCKS.items() if known == blocks and (name in STRIDE_ON_FIRST) == caffe
+    )
 
 
 def _fold_eps(arrays: Arrays, eps: float) -> None:

@@ -280,6 +280,4 @@ def test_finetuning_keeps_the_classes_that_the_detector_knows(tmp_path):
         np.testing.assert_allclose(new[:, 1 + first], old[:, 3 + first], atol=1e-6)
         np.testing.assert_allclose(new[:, 3 + first], old[:, 1 + first], atol=1e-6)
         assert np.abs(new[:, 2 + first] - old[:, 2 + first]).max() > 0.01
-    np.testing.assert_allclose(
-        found["rcnn.cls_scores.weight"][:, 0], start["rcnn.cls_scores.weight"][:, 0], atol=1e-6
-    )
+    np.testing.assert_allclose(found["rcnn.cls_scores.weight"][:, 0], start["rcnn.cls_scores.weight"][:, 0], atol=1e-6)

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from src.convert_checkpoint import load_pretrained, pretrained_config
+from src.FasterRcnn import build_detector
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
 from src.weights.foreign import read_foreign, to_torchvision
+from tests.unit.FasterRcnn import reference
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = json.loads((FIXTURES / "torchvision_names.json").read_text())
@@ -173,18 +176,29 @@ def test_a_resnet_classifier_gives_the_backbone(tmp_path):
     assert result.settings == {"backbone": "resnet_v1.5_50", "stem_pool_pad": "symmetric"}
 
 
-@pytest.mark.parametrize("blocks, backbone", [(23, "resnet_v1_101"), (36, "resnet_v1_152")])
+def deeper(shapes, second, third):
+    """The shapes of a ResNet-50, or of a detector with one, with more blocks in the second and third stage."""
+    more = {
+        name.replace(f"layer{stage}.1.", f"layer{stage}.{number}."): shape
+        for stage, count in ((2, second), (3, third))
+        for number in range(2, count)
+        for name, shape in shapes.items()
+        if f"layer{stage}.1." in name
+    }
+    return shapes | more
+
+
+@pytest.mark.parametrize("blocks, backbone", [((4, 23), "resnet_v1_101"), ((8, 36), "resnet_v1_152")])
 def test_depth_is_told_from_the_blocks(tmp_path, blocks, backbone):
-    shapes = dict(NAMES["resnet50"])
-    second = 4 if blocks == 23 else 8
-    for stage, count in ((2, second), (3, blocks)):
-        for number in range(2, count):
-            shapes |= {
-                name.replace(f"layer{stage}.1.", f"layer{stage}.{number}."): shape
-                for name, shape in NAMES["resnet50"].items()
-                if name.startswith(f"layer{stage}.1.")
-            }
-    assert converted(tmp_path, arrays_of(shapes)).settings["backbone"] == backbone
+    assert converted(tmp_path, arrays_of(deeper(NAMES["resnet50"], *blocks))).settings["backbone"] == backbone
+
+
+@pytest.mark.parametrize("blocks, depth", [((4, 23), 101), ((8, 36), 152)])
+def test_depths_of_detectron2(tmp_path, blocks, depth):
+    arrays = as_detectron2(with_classes(arrays_of(deeper(DETECTOR, *blocks)), 81))
+    result = converted(tmp_path, arrays)
+    assert result.settings["backbone"] == f"resnet_caffe_{depth}"
+    assert len(result.arrays) == 5 * (depth + 3) + 16 + 6 + 8
 
 
 def test_prefixes_of_parallel_training_go(tmp_path):
@@ -277,6 +291,39 @@ def test_bgr_images_without_deviation(tmp_path, torchvision):
     given, found = torchvision["backbone.body.conv1.weight"], result.arrays["backbone.conv1.weight"]
     np.testing.assert_allclose((found * here).sum((1, 2, 3)), (given * there).sum((1, 2, 3)), rtol=1e-4)
     assert result.settings["backbone"] == "resnet_v1_50"  # the stride on the first convolution of a block
+
+
+@pytest.mark.usefixtures("graph_mode")
+def test_a_block_of_detectron2_computes_what_it_computed_there(tmp_path):
+    """The first block of the second stage of a ResNet-101: stride 2 on its first convolution and its shortcut."""
+    arrays = as_detectron2(with_classes(arrays_of(deeper(DETECTOR, 4, 23)), 81))
+    rng = np.random.default_rng(3)
+    part = "backbone.bottom_up.res3.0."
+    for name, value in arrays.items():
+        if name.startswith(part) and "running_var" not in name:
+            arrays[name] = rng.normal(0, 1 / np.sqrt(value[0].size), value.shape).astype(np.float32)
+
+    def conv_and_norm(x, name, stride=1):
+        gamma, beta, mean, variance = (
+            arrays[f"{part}{name}.norm.{of}"].reshape(-1, 1, 1)
+            for of in ("weight", "bias", "running_mean", "running_var")
+        )
+        out = reference.conv2d(x, arrays[f"{part}{name}.weight"].astype(np.float64), stride=stride)
+        return (out - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+
+    image = rng.normal(size=(1, 256, 9, 12))
+    out = np.maximum(conv_and_norm(image, "conv1", stride=2), 0)
+    out = np.maximum(conv_and_norm(out, "conv2"), 0)
+    expected = np.maximum(conv_and_norm(out, "conv3") + conv_and_norm(image, "shortcut", stride=2), 0)
+
+    path = tmp_path / "R-101-FPN.safetensors"
+    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+    config = pretrained_config(load_config(["--device_target=CPU", f"--pre_trained={path}"]))
+    network = load_pretrained(build_detector(config), path)
+    network.set_train(False)
+    found = network.backbone.layer2[0](reference.tensor(image)).asnumpy()
+    assert (expected > 0).mean() > 0.2
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_one_box_for_all_classes_is_refused(tmp_path, torchvision):

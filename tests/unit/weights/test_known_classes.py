@@ -15,10 +15,7 @@ from tests.unit.FasterRcnn.small_detector import config_of
 KNOWN = ("background", "cat", "dog")
 WANTED = "--coco_classes=['background','dog','bird','cat']"
 NEW = -1.0  # every number of the new layers
-SCORES = {
-    "rcnn.cls_scores.weight": [[0, 1, 2], [10, 11, 12]],
-    "rcnn.cls_scores.bias": [20, 21, 22],
-}
+SCORES = {"rcnn.cls_scores.weight": [[0, 1, 2], [10, 11, 12]], "rcnn.cls_scores.bias": [20, 21, 22]}
 # Background, dog, bird, cat.
 MOVED_SCORES = {
     "rcnn.cls_scores.weight": [[0, 2, NEW, 1], [10, 12, NEW, 11]],
