@@ -27,8 +27,8 @@ from typing import Any
 from src.model_utils.config_checks import (
     BACKBONE_BLOCKS,
     BACKBONE_FILES,
-    STRIDE_ON_FIRST,
     COMMAND_LINE,
+    STRIDE_ON_FIRST,
     as_yaml,
     check_backbone,
     check_config,

@@ -27,7 +27,7 @@ BACKBONE_BLOCKS = {
     "resnet_caffe_101": (3, 4, 23, 3),
     "resnet_caffe_152": (3, 8, 36, 3),
 }
-# A stage's stride sits on the first 1x1 convolution of its first block here, on the 3x3 one in the others. The published
+# A stage's stride sits on the first 1x1 convolution of its first block here, on the 3x3 one in the others. Published
 # resnet_v1_101 and _152 are of the second kind in spite of their name, hence names of our own.
 STRIDE_ON_FIRST = ("resnet_v1_50", "resnet_caffe_101", "resnet_caffe_152")
 BACKBONE_FILES = {

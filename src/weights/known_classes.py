@@ -26,7 +26,7 @@ _PARTS = ("weight", "bias")
 def keep_known_classes(
     trained: Arrays, fresh: Arrays, noted: Mapping[str, Any], config: Config, path: str | Path
 ) -> dict[str, np.ndarray]:
-    """Put what a checkpoint knows of the run's classes into two new predictors; says in the log which classes these are.
+    """Put what a checkpoint knows of the run's classes into two new predictors, and name it in the log.
 
     The background is kept with them. Deltas of boxes are in units of `rcnn_target_stds` around `rcnn_target_means`;
     where the run has others than the checkpoint, they are converted, and stand for the same boxes as before.

@@ -142,9 +142,9 @@ def test_a_network_gets_the_columns(checkpoint, info):
     new = {name: value.asnumpy().copy() for name, value in network.parameters_dict().items()}
     assert load_pretrained(network, path, finetune=True, config=config) is network
     found = {name: value.asnumpy() for name, value in network.parameters_dict().items()}
-    for name in found:
+    for name, value in found.items():
         if not name.startswith(("rcnn.cls_scores", "rcnn.reg_scores")):
-            np.testing.assert_array_equal(found[name], trained[name], err_msg=name)
+            np.testing.assert_array_equal(value, trained[name], err_msg=name)
     scores, boxes = "rcnn.cls_scores.weight", "rcnn.reg_scores.weight"
     np.testing.assert_array_equal(found[scores][:, [0, 2]], trained[scores][:, [0, 2]])
     np.testing.assert_array_equal(found[scores][:, 1], new[scores][:, 1])
