@@ -26,9 +26,19 @@ from src.common.files import open_to_others, write_whole
 from src.common.wording import listed_below
 from src.model_utils.config import Config, load_config
 from src.model_utils.errors import UserError, first_line
-from src.weights.detector_notes import BACKBONE, FINETUNING, INFERENCE, Use, noted_settings, notes_of, with_notes
+from src.weights.detector_notes import (
+    BACKBONE,
+    FINETUNING,
+    INFERENCE,
+    Use,
+    noted_settings,
+    notes_of,
+    say_source,
+    with_notes,
+)
 from src.weights.foreign import SUFFIXES, is_foreign, read_foreign, to_torchvision
 from src.weights.known_classes import keep_known_classes
+from src.weights.torch_file import looks_like
 
 LOGGER = logging.getLogger(__name__)
 
@@ -83,8 +93,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Parameter]:
         _check_whole(entries, has_checksum=bool(mark))
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         raise UserError(
-            f"checkpoint {path} is damaged or not a MindSpore checkpoint ({path.stat().st_size} bytes); copy "
-            f"or download it again. Reading it says: {first_line(error)}"
+            f"checkpoint {path} is damaged or not a MindSpore checkpoint ({path.stat().st_size} bytes)"
+            f"{looks_like(path)}; copy or download it again. Reading it says: {first_line(error)}"
         ) from error
     return entries
 
@@ -97,16 +107,6 @@ def _foreign_entries(path: Path, show: bool = False) -> dict[str, Parameter]:
     backbone = converted.settings["backbone"]
     config = dataclasses.replace(load_config([f"--backbone={backbone}"]), **converted.settings)
     entries = {name: Parameter(Tensor(value), name=name) for name, value in converted.arrays.items()}
-    classes = converted.settings.get("coco_classes", ())
-    LOGGER.info(
-        "%s: weights of %s, %s %s%s, %d parameters converted",
-        path,
-        converted.source["format"],
-        "detector with backbone" if "rcnn.cls_scores.weight" in entries else "backbone",
-        backbone,
-        f" for {len(classes) - 1} classes" if classes else "",
-        len(entries),
-    )
     return entries | notes_of(config, converted.noted_keys, converted.source)
 
 
@@ -326,6 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     path = Path(args.ckpt_file)
     entries = _foreign_entries(path, show=True) if is_foreign(path) else read_checkpoint(path)
+    say_source(entries, path)
     if args.to == "torchvision":
         return _write_torchvision(network_parameters(entries), path, args.output or "torchvision.safetensors")
     params = network_parameters(entries)

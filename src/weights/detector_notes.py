@@ -200,6 +200,8 @@ def with_notes(config: Config, entries: Mapping[str, Any], path: str | Path, use
     if noted.get("backbone", config.backbone) != config.backbone and "resnet_block" not in noted:
         noted["resnet_block"] = BACKBONE_BLOCKS[noted["backbone"]]
     missing = [key for key in use.keys if key not in {*noted, *DETECTION_KEYS, *_SHOWN_BY_SHAPES}]
+    if say_source(entries, path):  # other projects train on many sizes
+        missing = [key for key in missing if key not in CANVAS_KEYS]
     if missing:
         LOGGER.warning(
             "%s does not note all settings of its training; these come from the configuration, and must be those: %s",
@@ -207,6 +209,34 @@ def with_notes(config: Config, entries: Mapping[str, Any], path: str | Path, use
             ", ".join(f"{key} {_shown(getattr(config, key))}" for key in missing),
         )
     return settled(config, noted, f"checkpoint {path} was trained with", use)
+
+
+def say_source(entries: Mapping[str, Any], path: str | Path) -> bool:
+    """Say in the log whose weights a file holds and what they are, if they are of another project.
+
+    Args:
+        entries (Mapping): content of the file, see `read_checkpoint`.
+        path (str | Path): the file.
+
+    Returns:
+        bool: whether they are.
+    """
+    source = json.loads(entries.get(META_DETECTOR, "{}")).get("source")
+    if not source:
+        return False
+    settings = noted_settings(entries, path)
+    classes = f" for {settings['num_classes'] - 1} classes" if "num_classes" in settings else ""
+    LOGGER.info(
+        "%s holds weights of %s: %s%s%s, stride of its stages on the %s%s",
+        path,
+        source["format"],
+        "detector with backbone " if "anchor_scales" in settings else "backbone ",
+        settings["backbone"],
+        classes,
+        _facts(settings["backbone"])["stage_stride_on"],
+        f"; taken from the file: {source['taken']}" if "taken" in source else "",
+    )
+    return True
 
 
 def settled(config: Config, noted: Mapping[str, Any], source: str, use: Use) -> Config:

@@ -16,8 +16,9 @@ from src.convert_checkpoint import load_pretrained, pretrained_config
 from src.FasterRcnn import build_detector
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
-from src.weights.foreign import read_foreign, to_torchvision
+from src.weights.foreign import _read, read_foreign, to_torchvision
 from tests.unit.FasterRcnn import reference
+from tests.unit.weights.pth_writer import Named, write_pth
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = json.loads((FIXTURES / "torchvision_names.json").read_text())
@@ -201,9 +202,112 @@ def test_depths_of_detectron2(tmp_path, blocks, depth):
     assert len(result.arrays) == 5 * (depth + 3) + 16 + 6 + 8
 
 
-def test_prefixes_of_parallel_training_go(tmp_path):
-    arrays = {f"module.{name}": value for name, value in arrays_of(NAMES["resnet50"]).items()}
-    assert len(converted(tmp_path, arrays).arrays) == 265
+# ---- files as training programs leave them ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    """A ResNet-50 whose numbers are 1, with three classes."""
+    shapes = NAMES["resnet50"] | {"fc.weight": [3, 2048], "fc.bias": [3]}
+    return {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+
+
+def prefixed(arrays, prefix, factor=1):
+    return {f"{prefix}{name}": value * np.float32(factor) for name, value in arrays.items()}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module.model.", "model._orig_mod."])
+def test_prefixes_of_wrappers_go(tmp_path, resnet, prefix):
+    assert len(converted(tmp_path, prefixed(resnet, prefix)).arrays) == 265
+
+
+@pytest.mark.parametrize(
+    ("content", "value", "taken"),
+    [
+        (lambda net: {"state_dict": net}, 1, None),
+        (
+            lambda net: {"model": net, "optimizer": {"state": {0: {"step": 1}}}, "epoch": 3},
+            1,
+            "model, without optimizer",
+        ),
+        (lambda net: {"model_state": net, "epoch": 3}, 1, "model_state, without epoch"),
+        (lambda net: {"model_state_dict": net, "loss": 0.5}, 1, "model_state_dict, without loss"),
+        (
+            lambda net: {"state_dict": prefixed(net, "model."), "pytorch-lightning_version": "2.1"},
+            1,
+            "state_dict, without pytorch-lightning_version",
+        ),
+        (
+            lambda net: {
+                "model": net,
+                "model_ema": {"n_averaged": np.int64(7), **prefixed(net, "module.", 2)},
+                "args": Named("argparse", "Namespace", 1, state={}),
+            },
+            2,
+            "model_ema, without model, args",
+        ),
+        (
+            lambda net: {"state_dict": net, "state_dict_ema": prefixed(net, "", 2)},
+            2,
+            "state_dict_ema, without state_dict",
+        ),
+    ],
+)
+def test_weights_inside_of_training_checkpoints(tmp_path, resnet, content, value, taken):
+    """Averaged weights come first; what was taken is noted."""
+    result = read_foreign(write_pth(tmp_path / "checkpoint.pth", content(resnet)))
+    assert len(result.arrays) == 265
+    assert result.arrays["backbone.layer4.2.conv3.weight"].max() == value
+    assert (result.source.get("taken") or "").startswith(taken or "")
+    assert ("taken" in result.source) == (taken is not None)
+
+
+@pytest.mark.parametrize("kind", ["<f2", "<f8"])
+def test_other_precisions_become_float32(tmp_path, resnet, kind):
+    arrays = {name: (value * 0.5).astype(kind) for name, value in resnet.items()}
+    result = read_foreign(write_pth(tmp_path / "half.pth", arrays))
+    assert {value.dtype for value in result.arrays.values()} == {np.dtype(np.float32)}
+    assert result.arrays["backbone.conv1.weight"].max() == 0.5
+
+
+def test_bfloat16_of_safetensors(tmp_path):
+    """Upper halves of float32: 0x3f80 is 1, 0xc000 is -2."""
+    write_safetensors(tmp_path / "a.safetensors", "BF16", np.array([0x3F80, 0xC000], "<u2"))
+    with pytest.raises(UserError, match="of no project that is known here"):
+        read_foreign(tmp_path / "a.safetensors")
+    assert _read(tmp_path / "a.safetensors")["a"].tolist() == [1, -2]
+
+
+def test_other_numbers_of_safetensors_are_refused(tmp_path):
+    write_safetensors(tmp_path / "a.safetensors", "F8_E4M3", np.array([1, 2], "<u1"))
+    with pytest.raises(UserError, match="numbers of the type F8_E4M3 are not read"):
+        read_foreign(tmp_path / "a.safetensors")
+
+
+def write_safetensors(path, dtype, numbers):
+    header = json.dumps({"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, numbers.nbytes]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + numbers.tobytes())
+
+
+def test_numbers_that_come_beside_weights_are_left_out(tmp_path, resnet):
+    """Counters, and mmdetection's copies of what it averages."""
+    more = {"bn1.num_batches_tracked": np.array(9), "ema_layer1_0_conv1_weight": np.ones(1, np.float32)}
+    result = read_foreign(write_pth(tmp_path / "a.pth", {**resnet, **more}))
+    assert len(result.arrays) == 265
+
+
+def test_weights_of_yolo_are_refused_by_their_names(tmp_path):
+    names = ["model.0.conv.weight", "model.0.bn.weight", "model.22.dfl.conv.weight"]
+    path = write_pth(tmp_path / "yolo.pt", {"model": {name: np.ones(2, np.float32) for name in names}})
+    with pytest.raises(UserError) as refusal:
+        read_foreign(path)
+    assert "yolo.pt is of no project that is known here (torchvision Faster R-CNN, mmdetection 1" in str(refusal.value)
+    assert f"it begins with {', '.join(names)}" in str(refusal.value)
+
+
+def test_a_file_without_tensors_is_refused(tmp_path):
+    with pytest.raises(UserError, match="it begins with no tensor at all"):
+        read_foreign(write_pth(tmp_path / "a.pth", {"epoch": 3}))
 
 
 def test_unknown_names_are_refused(tmp_path, torchvision):
