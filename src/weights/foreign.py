@@ -208,6 +208,7 @@ def read_foreign(path: str | Path) -> Converted:
     arrays, taken = _state_dict(content, path)
     source = _source_of(arrays, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    _check_deviation(arrays, source, path)
     caffe = source.caffe or "style='caffe'" in str(_meta(content).get("config", ""))
     found, names = _renamed(arrays, source, path)
     _check_depth(found, path)
@@ -280,7 +281,8 @@ def _without_wrappers(arrays: Arrays) -> Arrays:
     if any(source.mark in arrays for source in SOURCES):
         return arrays
     bare = {name: value for name, value in arrays.items() if name != "n_averaged"}
-    prefix = re.match(_WRAPPERS, next(iter(bare), ""))[0]
+    wrappers = re.match(_WRAPPERS, next(iter(bare), ""))
+    prefix = wrappers[0] if wrappers else ""
     bare = {name.removeprefix(prefix): value for name, value in bare.items() if name.startswith(prefix)}
     if len(bare) < len(arrays) - ("n_averaged" in arrays) or not any(source.mark in bare for source in SOURCES):
         return arrays  # then its own names are those for the message
@@ -311,6 +313,16 @@ def _source_of(arrays: Mapping[str, np.ndarray], path: Path) -> Source:
         f"{path} is of no project that is known here ({known}); it begins with "
         f"{', '.join(list(arrays)[:3]) or 'no tensor at all'}"
     )
+
+
+def _check_deviation(arrays: Mapping[str, np.ndarray], source: Source, path: Path) -> None:
+    """detectron2 can also train on RGB images that are divided by a deviation, with the stride elsewhere."""
+    deviation = arrays.get("pixel_std", np.ones(3)).reshape(-1)
+    if source.caffe and not np.allclose(deviation, 1):
+        raise UserError(
+            f"{path} is of {source.name} with pixel_std {deviation.tolist()}; only those with 1, of BGR images and "
+            "with the stride on the first convolution of blocks, can be converted"
+        )
 
 
 def _renamed(arrays: Mapping[str, np.ndarray], source: Source, path: Path) -> tuple[Arrays, dict[str, str]]:

@@ -57,7 +57,7 @@ def keep_known_classes(
     _check_columns(trained, fresh, len(known), path)
     there, here = ([0, *(names.index(name) for name in kept)] for names in (known, config.coco_classes))
     scale, shift = _to_own_units(noted, config, path)
-    result = {}
+    result: dict[str, np.ndarray] = {}
     for part in _PARTS:
         scores = fresh[_SCORES + part].copy()
         scores[..., here] = trained[_SCORES + part][..., there]

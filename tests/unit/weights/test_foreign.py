@@ -397,6 +397,14 @@ def test_bgr_images_without_deviation(tmp_path, torchvision):
     assert result.settings["backbone"] == "resnet_v1_50"  # the stride on the first convolution of a block
 
 
+def test_images_of_detectron2_with_a_deviation_are_refused(tmp_path, torchvision):
+    arrays = FORMS["detectron2 Faster R-CNN"](torchvision)
+    ones, others = np.ones((3, 1, 1), np.float32), np.float32(STD).reshape(3, 1, 1)
+    assert converted(tmp_path, arrays | {"pixel_std": ones}).settings["backbone"] == "resnet_v1_50"
+    with pytest.raises(UserError, match=r"with pixel_std \[58\.39.*; only those with 1"):
+        converted(tmp_path, arrays | {"pixel_std": others})
+
+
 @pytest.mark.usefixtures("graph_mode")
 def test_a_block_of_detectron2_computes_what_it_computed_there(tmp_path):
     """The first block of the second stage of a ResNet-101: stride 2 on its first convolution and its shortcut."""
