@@ -242,8 +242,11 @@ def read_torch_file(path: str | Path) -> Any:
 
 def looks_like(path: Path) -> str:
     """What a file is in place of weights, for the message about a damaged one; empty if its first bytes do not say."""
-    with path.open("rb") as stream:
-        start = stream.read(200).lstrip().lower()
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(200).lstrip().lower()
+    except OSError:  # what is wrong is said beside this
+        return ""
     if start.startswith(b"version https://git-lfs"):
         return ": it is the pointer that Git LFS leaves in place of the file, which `git lfs pull` fetches"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
