@@ -36,7 +36,8 @@ def train_detector(config: Config) -> None:
     device = init_device(config)
     config = with_classes(config, training=True)
     config = pretrained_config(config)
-    network = load_pretrained(build_detector(config, device.rank), config.pre_trained, finetune=config.finetune)
+    network = build_detector(config, device.rank)
+    load_pretrained(network, config.pre_trained, config.finetune, config)
     records = ensure_mindrecord(config, training=True, local_rank=device.local_rank)
     dataset = create_train_dataset(config, records, rank=device.rank, num_shards=device.num_devices, with_image_id=True)
     evaluate = network_scorer(network, config) if config.run_eval and device.rank == 0 else None

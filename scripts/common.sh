@@ -112,8 +112,13 @@ require_weights() {
 # require_backbone NAME: print the name; end when there is no such backbone.
 require_backbone() {
   case $1 in
-    resnet_v1.5_50 | resnet_v1_50 | resnet_v1_101 | resnet_v1_152) printf '%s\n' "$1" ;;
-    *) die "BACKBONE: '$1' is not one of resnet_v1.5_50, resnet_v1_50, resnet_v1_101, resnet_v1_152" ;;
+    resnet_v1.5_50 | resnet_v1_50 | resnet_v1_101 | resnet_v1_152 | resnet_caffe_101 | resnet_caffe_152)
+      printf '%s\n' "$1"
+      ;;
+    *)
+      die "BACKBONE: '$1' is not one of resnet_v1.5_50, resnet_v1_50, resnet_v1_101, resnet_v1_152, \
+resnet_caffe_101, resnet_caffe_152"
+      ;;
   esac
 }
 

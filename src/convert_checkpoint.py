@@ -26,8 +26,19 @@ from src.common.files import open_to_others, write_whole
 from src.common.wording import listed_below
 from src.model_utils.config import Config, load_config
 from src.model_utils.errors import UserError, first_line
-from src.weights.detector_notes import BACKBONE, FINETUNING, INFERENCE, Use, noted_settings, notes_of, with_notes
+from src.weights.detector_notes import (
+    BACKBONE,
+    FINETUNING,
+    INFERENCE,
+    Use,
+    noted_settings,
+    notes_of,
+    say_source,
+    with_notes,
+)
 from src.weights.foreign import SUFFIXES, is_foreign, read_foreign, to_torchvision
+from src.weights.known_classes import keep_known_classes
+from src.weights.torch_file import looks_like
 
 LOGGER = logging.getLogger(__name__)
 
@@ -82,8 +93,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Parameter]:
         _check_whole(entries, has_checksum=bool(mark))
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         raise UserError(
-            f"checkpoint {path} is damaged or not a MindSpore checkpoint ({path.stat().st_size} bytes); copy "
-            f"or download it again. Reading it says: {first_line(error)}"
+            f"checkpoint {path} is damaged or not a MindSpore checkpoint ({path.stat().st_size} bytes)"
+            f"{looks_like(path)}; copy or download it again. Reading it says: {first_line(error)}"
         ) from error
     return entries
 
@@ -96,7 +107,6 @@ def _foreign_entries(path: Path, show: bool = False) -> dict[str, Parameter]:
     backbone = converted.settings["backbone"]
     config = dataclasses.replace(load_config([f"--backbone={backbone}"]), **converted.settings)
     entries = {name: Parameter(Tensor(value), name=name) for name, value in converted.arrays.items()}
-    LOGGER.info("%s: weights of %s, %d parameters converted", path, converted.source["format"], len(entries))
     return entries | notes_of(config, converted.noted_keys, converted.source)
 
 
@@ -195,7 +205,9 @@ def pretrained_config(config: Config) -> Config:
     return noted_config(config, config.pre_trained, FINETUNING if config.finetune else BACKBONE)
 
 
-def load_pretrained(network: nn.Cell, path: str | Path, finetune: bool = False) -> nn.Cell:
+def load_pretrained(
+    network: nn.Cell, path: str | Path, finetune: bool = False, config: Config | None = None
+) -> nn.Cell:
     """Load the weights that training starts from.
 
     Args:
@@ -203,7 +215,8 @@ def load_pretrained(network: nn.Cell, path: str | Path, finetune: bool = False) 
         path (str | Path): a backbone checkpoint (published ResNet names are mapped), or a whole detector, of which
             the backbone is taken. Empty: the network keeps its random weights.
         finetune (bool): the file is a whole detector; all of it is taken but the two predictor layers, which depend
-            on the classes and start anew.
+            on the classes. Of these, classes that the file knows by name keep their weights, the others start anew.
+        config (Config | None): of the run, names its classes. None: both predictor layers start anew.
 
     Returns:
         Cell: the network.
@@ -215,15 +228,29 @@ def load_pretrained(network: nn.Cell, path: str | Path, finetune: bool = False) 
         return network
     entries = read_checkpoint(path)
     _check_backbone(network, entries, path)
+    found = network_parameters(entries)
+    wanted = [p for p in network.get_parameters() if p.name.startswith(BACKBONE_PREFIX)]
+    what = "backbone"
     if finetune:
-        wanted = [p for p in network.get_parameters() if not p.name.startswith(PREDICTOR_PREFIXES)]
-        what = "detector without its class and box predictors"
-    else:
-        wanted = [p for p in network.get_parameters() if p.name.startswith(BACKBONE_PREFIX)]
-        what = "backbone"
-    _assign(wanted, network_parameters(entries), path)
+        kept = _kept_predictors(network, entries, found, config, path) if config else {}
+        found |= kept
+        wanted = [p for p in network.get_parameters() if p.name in kept or not p.name.startswith(PREDICTOR_PREFIXES)]
+        what = "detector" if kept else "detector without its class and box predictors"
+    _assign(wanted, found, path)
     LOGGER.info("loaded %s (%d parameters) from %s; the rest starts from random weights", what, len(wanted), path)
     return network
+
+
+def _kept_predictors(
+    network: nn.Cell, entries: Mapping, found: Mapping[str, Parameter], config: Config, path: str | Path
+) -> dict[str, Parameter]:
+    """The two predictors of the run's classes, with what the checkpoint knows of them."""
+    trained, fresh = (
+        {name: value.asnumpy() for name, value in parameters.items() if name.startswith(PREDICTOR_PREFIXES)}
+        for parameters in (found, network.parameters_dict())
+    )
+    kept = keep_known_classes(trained, fresh, noted_settings(entries, path), config, path)
+    return {name: Parameter(Tensor(value.astype(np.float32)), name=name) for name, value in kept.items()}
 
 
 def load_detector(network: nn.Cell, path: str | Path) -> nn.Cell:
@@ -276,7 +303,7 @@ def _assign(wanted: Sequence[Parameter], found: Mapping[str, Parameter], path: s
             f"checkpoint {path} does not fit the network: {len(problems)} differences to its "
             f"{len(wanted)} parameters.{listed_below(problems, NAMES_SHOWN)}\n"
             f"Check --backbone and coco_classes; weights of another set of classes load for training with "
-            f"--finetune=True, which leaves the two predictors out."
+            f"--finetune=True, which makes predictors of your classes."
         )
     for param in wanted:
         param.set_data(Tensor(found[param.name].asnumpy(), param.dtype))
@@ -304,6 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     path = Path(args.ckpt_file)
     entries = _foreign_entries(path, show=True) if is_foreign(path) else read_checkpoint(path)
+    say_source(entries, path)
     if args.to == "torchvision":
         return _write_torchvision(network_parameters(entries), path, args.output or "torchvision.safetensors")
     params = network_parameters(entries)

@@ -58,8 +58,10 @@ class LabelledImages:
         return content["images"]
 
 
-def write_small_start(path: Path) -> dict:
+def write_small_start(path: Path, **options) -> dict:
     """Write random weights of a detector of four narrow blocks; returns every parameter, an array by name.
+
+    Options go to :func:`tests.unit.FasterRcnn.small_detector.config_of`.
 
     No flag builds so small a ResNet, but a checkpoint notes what it is made of: a program that gets
     ``--pre_trained=PATH --finetune=True`` trains this network.
@@ -72,7 +74,7 @@ def write_small_start(path: Path) -> dict:
     from tests.unit.FasterRcnn.small_detector import config_of
 
     ms.set_seed(2)
-    config = config_of()
+    config = config_of(**options)
     parameters = build_detector(config).parameters_dict()
     write_checkpoint(parameters, path, notes_of(config))
     return {name: value.asnumpy() for name, value in parameters.items()}

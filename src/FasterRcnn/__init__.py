@@ -16,13 +16,13 @@ def build_detector(config, rank: int = 0) -> Faster_Rcnn_Resnet:
     """Build the detector of a configuration with initial weights.
 
     Args:
-        config (Config): ``backbone`` picks the class: ``resnet_v1_50`` has its stages' stride on the first 1x1
-            convolution of the block, the others on the 3x3 one.
+        config (Config): ``backbone`` picks the class: ``resnet_v1_50`` and ``resnet_caffe_...`` have their stages'
+            stride on the first 1x1 convolution of the block, the others on the 3x3 one.
         rank (int): number of this process among those that train together, from 0; see the class.
 
     Returns:
         Faster_Rcnn_Resnet; ``set_train()`` and ``set_train(False)`` choose between losses and detections.
     """
-    if config.backbone == "resnet_v1_50":
+    if config.stride_on_first:
         return faster_rcnn_resnet50v1.Faster_Rcnn_Resnet(config, rank)
     return Faster_Rcnn_Resnet(config, rank=rank)

@@ -268,13 +268,7 @@ def _backbone(graph: Graph, parameters: Mapping, image: Value, config: Config) -
     for stage, num_blocks in enumerate(config.resnet_block, start=1):
         for block in range(num_blocks):
             stride = 2 if stage > 1 and block == 0 else 1
-            x = _block(
-                parameters,
-                x,
-                f"backbone.layer{stage}.{block}",
-                stride,
-                stride_on_first=config.backbone == "resnet_v1_50",
-            )
+            x = _block(parameters, x, f"backbone.layer{stage}.{block}", stride, stride_on_first=config.stride_on_first)
         stages.append(x)
     return stages
 

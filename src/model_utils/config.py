@@ -29,6 +29,7 @@ from src.model_utils.config_checks import (
     BACKBONE_BLOCKS,
     BACKBONE_FILES,
     COMMAND_LINE,
+    STRIDE_ON_FIRST,
     as_yaml,
     check_backbone,
     check_config,
@@ -95,6 +96,11 @@ class Config(Keys):
     def num_fg_classes(self) -> int:
         """Number of classes without the background."""
         return len(self.class_names)
+
+    @property
+    def stride_on_first(self) -> bool:
+        """Whether a stage's stride sits on the first 1x1 convolution of its blocks, not on the 3x3 one."""
+        return self.backbone in STRIDE_ON_FIRST
 
     @property
     def feature_shapes(self) -> tuple[tuple[int, int], ...]:

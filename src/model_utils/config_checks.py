@@ -24,12 +24,19 @@ BACKBONE_BLOCKS = {
     "resnet_v1_50": (3, 4, 6, 3),
     "resnet_v1_101": (3, 4, 23, 3),
     "resnet_v1_152": (3, 8, 36, 3),
+    "resnet_caffe_101": (3, 4, 23, 3),
+    "resnet_caffe_152": (3, 8, 36, 3),
 }
+# A stage's stride sits on the first 1x1 convolution of its first block here, on the 3x3 one in the others. Published
+# resnet_v1_101 and _152 are of the second kind in spite of their name, hence names of our own.
+STRIDE_ON_FIRST = ("resnet_v1_50", "resnet_caffe_101", "resnet_caffe_152")
 BACKBONE_FILES = {
     "resnet_v1.5_50": "default_config.yaml",
     "resnet_v1_50": "default_config.yaml",
     "resnet_v1_101": "default_config_101.yaml",
     "resnet_v1_152": "default_config_152.yaml",
+    "resnet_caffe_101": "default_config_101.yaml",
+    "resnet_caffe_152": "default_config_152.yaml",
 }
 
 STEM_CHANNELS = 64  # width of the ResNet's 7x7 convolution

@@ -19,7 +19,7 @@ from src import __version__
 from src.data.class_names import as_not_set, with_classes
 from src.data.transforms import PIXEL_MEAN, PIXEL_STD
 from src.model_utils.config import Config
-from src.model_utils.config_checks import BACKBONE_BLOCKS, shorten
+from src.model_utils.config_checks import BACKBONE_BLOCKS, STRIDE_ON_FIRST, shorten
 from src.model_utils.config_file import convert
 from src.model_utils.errors import ConfigError, UserError
 from src.model_utils.keys import RoiLayer, key_types
@@ -203,6 +203,8 @@ def with_notes(config: Config, entries: Mapping[str, Any], path: str | Path, use
     if noted.get("backbone", config.backbone) != config.backbone and "resnet_block" not in noted:
         noted["resnet_block"] = BACKBONE_BLOCKS[noted["backbone"]]
     missing = [key for key in use.keys if key not in {*noted, *DETECTION_KEYS, *_SHOWN_BY_SHAPES}]
+    if say_source(entries, path):  # other projects train on many sizes
+        missing = [key for key in missing if key not in CANVAS_KEYS]
     if missing:
         LOGGER.warning(
             "%s does not note all settings of its training; these come from the configuration, and must be those: %s",
@@ -210,6 +212,34 @@ def with_notes(config: Config, entries: Mapping[str, Any], path: str | Path, use
             ", ".join(f"{key} {_shown(getattr(config, key))}" for key in missing),
         )
     return settled(config, noted, f"checkpoint {path} was trained with", use)
+
+
+def say_source(entries: Mapping[str, Any], path: str | Path) -> bool:
+    """Say in the log whose weights a file holds and what they are, if they are of another project.
+
+    Args:
+        entries (Mapping): content of the file, see `read_checkpoint`.
+        path (str | Path): the file.
+
+    Returns:
+        bool: whether they are.
+    """
+    source = json.loads(entries.get(META_DETECTOR, "{}")).get("source")
+    if not source:
+        return False
+    settings = noted_settings(entries, path)
+    classes = f" for {settings['num_classes'] - 1} classes" if "num_classes" in settings else ""
+    LOGGER.info(
+        "%s holds weights of %s: %s%s%s, stride of its stages on the %s%s",
+        path,
+        source["format"],
+        "detector with backbone " if "anchor_scales" in settings else "backbone ",
+        settings["backbone"],
+        classes,
+        _facts(settings["backbone"])["stage_stride_on"],
+        f"; taken from the file: {source['taken']}" if "taken" in source else "",
+    )
+    return True
 
 
 def settled(config: Config, noted: Mapping[str, Any], source: str, use: Use) -> Config:
@@ -275,7 +305,7 @@ def _facts(backbone: str) -> dict[str, Any]:
     """What is the same in all runs of this program, and would have to be in one that uses the weights."""
     return {
         "normalisation": {"colour_order": "RGB", "pixel_mean": list(PIXEL_MEAN), "pixel_std": list(PIXEL_STD)},
-        "stage_stride_on": "first 1x1 convolution" if backbone == "resnet_v1_50" else "3x3 convolution",
+        "stage_stride_on": "first 1x1 convolution" if backbone in STRIDE_ON_FIRST else "3x3 convolution",
     }
 
 

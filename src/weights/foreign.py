@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from src.common.wording import listed_below
+from src.common.wording import listed, listed_below
 from src.data.transforms import PIXEL_STD
 from src.model_utils.config import load_config
-from src.model_utils.config_checks import BACKBONE_BLOCKS
+from src.model_utils.config_checks import BACKBONE_BLOCKS, STRIDE_ON_FIRST
 from src.model_utils.errors import UserError
 from src.weights.detector_notes import BACKBONE_KEYS, CLASS_KEYS, NETWORK_KEYS, PREDICTOR_KEYS
-from src.weights.torch_file import read_torch_file
+from src.weights.torch_file import looks_like, read_torch_file
 
 Arrays = dict[str, np.ndarray]
 
@@ -45,8 +45,24 @@ _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "runn
 _NORM_PART = "(weight|bias|running_mean|running_var)"
 _PART = "(weight|bias)"
 _HEAD = "rpn_with_loss.rpn_convs_list.0."
-# What no network of ours has.
-_DROPPED = r".*\.num_batches_tracked|fc\..*|pixel_(mean|std)|.*anchor_generator.*"
+# What no network of ours has. Names in ema_ are mmdetection's copies; those beside them are the averaged ones.
+_DROPPED = r".*\.num_batches_tracked|fc\..*|pixel_(mean|std)|.*anchor_generator.*|ema_.*"
+# Where training programs keep the weights, averaged ones first: these are what they evaluate.
+_STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state", "model_state_dict")
+# DataParallel and averaging, Lightning, torch.compile; one inside another.
+_WRAPPERS = r"(?:module\.|model\.|_orig_mod\.)*"
+_SAFE_TYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "<i1",
+    "U8": "<u1",
+    "BOOL": "?",
+}
 
 
 def _resnet_rules(prefix: str) -> tuple[tuple[str, str], ...]:
@@ -158,7 +174,7 @@ class Converted:
         arrays (dict): name here to float32 array.
         settings (dict): configuration keys that are not at their defaults for these weights.
         noted_keys (tuple): the keys that the weights depend on.
-        source (dict): what to note of the file: name, digest, project.
+        source (dict): what to note of the file: name, digest, project, what of it was taken.
         table (list): (name there, name here, shape here) of every parameter.
     """
 
@@ -189,9 +205,10 @@ def read_foreign(path: str | Path) -> Converted:
     """
     path = Path(path)
     content = _read(path)
-    arrays = _state_dict(content, path)
+    arrays, taken = _state_dict(content, path)
     source = _source_of(arrays, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    _check_deviation(arrays, source, path)
     caffe = source.caffe or "style='caffe'" in str(_meta(content).get("config", ""))
     found, names = _renamed(arrays, source, path)
     _check_depth(found, path)
@@ -199,14 +216,15 @@ def read_foreign(path: str | Path) -> Converted:
         _fold_eps(found, 0.0)
     if caffe:
         _take_rgb(found)
-    settings = {"backbone": _backbone(found, caffe, path), "stem_pool_pad": "symmetric"}
+    settings = {"backbone": _backbone(found, caffe), "stem_pool_pad": "symmetric"}
     keys: tuple[str, ...] = BACKBONE_KEYS
     if "rcnn.cls_scores.weight" in found:
         settings |= _fit_heads(found, source, _classes(content), path)
         keys = (*NETWORK_KEYS, *PREDICTOR_KEYS, "keep_ratio", *(key for key in CLASS_KEYS if key in settings))
     found = {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
     table = [(old, new, found[new].shape) for old, new in names.items()]
-    return Converted(found, settings, keys, {"file": path.name, "sha256": digest, "format": source.name}, table)
+    notes = {"file": path.name, "sha256": digest, "format": source.name} | ({"taken": taken} if taken else {})
+    return Converted(found, settings, keys, notes, table)
 
 
 # ---- what is in the file ----------------------------------------------------------------------------------
@@ -215,28 +233,60 @@ def read_foreign(path: str | Path) -> Converted:
 def _read(path: Path) -> Any:
     if path.suffix.lower() != ".safetensors":
         return read_torch_file(path)
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, deserialize
 
     if not path.is_file():
         raise UserError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file of weights")
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged or not a .safetensors file; download it again ({error})") from error
+        return {name: _safe_array(**view) for name, view in sorted(deserialize(path.read_bytes()))}
+    except (SafetensorError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged or not a .safetensors file{looks_like(path)}; download it again ({error})"
+        ) from error
 
 
-def _state_dict(content: Any, path: Path) -> Arrays:
-    """The arrays, which training programs save beside other things and parallel training gives a prefix."""
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+def _safe_array(dtype: str, shape: Sequence[int], data: bytes) -> np.ndarray:
+    """A tensor of a .safetensors file; numpy knows no bfloat16, which is the upper half of a float32."""
+    if dtype not in _SAFE_TYPES:
+        raise ValueError(f"numbers of the type {dtype} are not read")
+    numbers = np.frombuffer(data, _SAFE_TYPES[dtype])
+    return ((numbers.astype("<u4") << 16).view("<f4") if dtype == "BF16" else numbers).reshape(shape)
+
+
+def _state_dict(content: Any, path: Path) -> tuple[Arrays, str]:
+    """The arrays, which training programs save beside other things, and which part was taken, if not all was."""
+    taken = []
+    while isinstance(content, Mapping):
+        key = next((key for key in _STATE_KEYS if isinstance(content.get(key), Mapping)), None)
+        if key is None:
+            break
+        others = [str(other) for other in content if other != key]
+        taken += [f"{key}, without {listed(others, separator=', ')}"] if others else []
+        content = content[key]
     if not isinstance(content, Mapping):
         raise UserError(
             f"{path} holds a {type(content).__name__}; expected a state_dict of PyTorch, names with tensors"
         )
-    arrays = {str(name): value for name, value in content.items() if isinstance(value, np.ndarray | np.generic)}
-    return {name.removeprefix("module."): np.asarray(value) for name, value in arrays.items()}
+    arrays = {
+        str(name): np.asarray(value) for name, value in content.items() if isinstance(value, np.ndarray | np.generic)
+    }
+    strange = [f"{name} of {value.dtype}" for name, value in arrays.items() if value.dtype.kind not in "fiub"]
+    if strange:
+        raise UserError(f"{path} holds tensors that are not of plain numbers:{listed_below(strange)}")
+    return _without_wrappers(arrays), "; ".join(taken)
+
+
+def _without_wrappers(arrays: Arrays) -> Arrays:
+    """The arrays without the prefixes that wrappers of a whole network give to every name."""
+    if any(source.mark in arrays for source in SOURCES):
+        return arrays
+    bare = {name: value for name, value in arrays.items() if name != "n_averaged"}
+    wrappers = re.match(_WRAPPERS, next(iter(bare), ""))
+    prefix = wrappers[0] if wrappers else ""
+    bare = {name.removeprefix(prefix): value for name, value in bare.items() if name.startswith(prefix)}
+    if len(bare) < len(arrays) - ("n_averaged" in arrays) or not any(source.mark in bare for source in SOURCES):
+        return arrays  # then its own names are those for the message
+    return bare
 
 
 def _meta(content: Any) -> Mapping[str, Any]:
@@ -260,8 +310,19 @@ def _source_of(arrays: Mapping[str, np.ndarray], path: Path) -> Source:
             return source
     known = ", ".join(source.name for source in SOURCES)
     raise UserError(
-        f"{path} is of no project that is known here ({known}); it begins with {', '.join(list(arrays)[:3])}"
+        f"{path} is of no project that is known here ({known}); it begins with "
+        f"{', '.join(list(arrays)[:3]) or 'no tensor at all'}"
     )
+
+
+def _check_deviation(arrays: Mapping[str, np.ndarray], source: Source, path: Path) -> None:
+    """detectron2 can also train on RGB images that are divided by a deviation, with the stride elsewhere."""
+    deviation = arrays.get("pixel_std", np.ones(3)).reshape(-1)
+    if source.caffe and not np.allclose(deviation, 1):
+        raise UserError(
+            f"{path} is of {source.name} with pixel_std {deviation.tolist()}; only those with 1, of BGR images and "
+            "with the stride on the first convolution of blocks, can be converted"
+        )
 
 
 def _renamed(arrays: Mapping[str, np.ndarray], source: Source, path: Path) -> tuple[Arrays, dict[str, str]]:
@@ -311,15 +372,12 @@ def _check_depth(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         )
 
 
-def _backbone(arrays: Mapping[str, np.ndarray], caffe: bool, path: Path) -> str:
-    """The configuration's name of the backbone: with 50 layers it says where the stride is."""
-    depth = 3 * sum(_blocks(arrays)) + 2
-    if caffe and depth > 50:
-        raise UserError(
-            f"{path} holds a ResNet-{depth} with the stride on the first convolution of its blocks; here only "
-            "ResNet-50 exists in that form"
-        )
-    return {50: "resnet_v1_50" if caffe else "resnet_v1.5_50"}.get(depth, f"resnet_v1_{depth}")
+def _backbone(arrays: Mapping[str, np.ndarray], caffe: bool) -> str:
+    """The configuration's name of the backbone, which says where the stride is."""
+    blocks = _blocks(arrays)
+    return next(
+        name for name, known in BACKBONE_BLOCKS.items() if known == blocks and (name in STRIDE_ON_FIRST) == caffe
+    )
 
 
 def _fold_eps(arrays: Arrays, eps: float) -> None:

@@ -11,6 +11,7 @@ of weights need and refuses every other, by name, before anything of it runs. It
 import collections
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,8 +76,11 @@ class _Tensor:
             ValueError: the view reaches beyond its storage.
         """
         numbers = self.storage.numbers()
-        if not math.prod(self.shape):
+        size = math.prod(self.shape)
+        if size == 0:
             return np.empty(self.shape, numbers.dtype)
+        if size > len(numbers):  # strides of 0 would make gigabytes of a few bytes
+            raise ValueError(f"a tensor {self.shape} is larger than its storage of {len(numbers)} numbers")
         steps = [(size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)]
         if min((*self.shape, *self.strides, self.offset), default=0) < 0 or self.offset + sum(steps) >= len(numbers):
             raise ValueError(f"a tensor {self.shape} reaches beyond its storage of {len(numbers)} numbers")
@@ -93,9 +97,19 @@ class _Ignored:
     def __setstate__(self, state: Any) -> None:
         pass
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """Takes an entry of a list of theirs."""
+
 
 class _UnknownName(Exception):
     """A name that files of weights do not need."""
+
+
+class _Program(Exception):
+    """An archive of TorchScript."""
 
 
 def _rebuild_tensor(
@@ -130,15 +144,22 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): _Ignored,
     ("collections", "deque"): collections.deque,
+    ("collections", "Counter"): _Ignored,  # of MultiStepLR
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch", "device"): _Ignored,
     ("torch", "Size"): tuple,
     ("_codecs", "encode"): _bytes_of,
     ("numpy", "ndarray"): "ndarray",  # only ever an argument
     ("numpy", "dtype"): np.dtype,
     ("mmengine.logging.history_buffer", "HistoryBuffer"): _Ignored,
     ("argparse", "Namespace"): _Ignored,
+    ("pathlib", "PosixPath"): _Ignored,
+    ("pytorch_lightning.utilities.parsing", "AttributeDict"): _Ignored,
+    ("lightning.fabric.utilities.data", "AttributeDict"): _Ignored,
+    ("lightning_fabric.utilities.data", "AttributeDict"): _Ignored,
     **{("torch", kind): kind for kind in _STORAGE_TYPES},
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _empty_array for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _array_of_bytes for core in ("core", "_core")},
@@ -192,9 +213,11 @@ def read_torch_file(path: str | Path) -> Any:
         read = _read_archive if zipfile.is_zipfile(path) else _read_stream
         return _with_arrays(read(path))
     except _UnknownName as error:
+        raise UserError(_refusal(path, str(error))) from error
+    except _Program as error:
         raise UserError(
-            f"{path} names {error}, which is not part of any weights, so it is refused; nothing of it was run. If you "
-            "trust the file, save its state_dict alone with PyTorch and use that"
+            f"{path} is a program of TorchScript, of which nothing was run; expected weights alone. Where PyTorch is, "
+            f"this makes them of it: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth')"
         ) from error
     except (
         AttributeError,
@@ -204,24 +227,58 @@ def read_torch_file(path: str | Path) -> Any:
         KeyError,
         MemoryError,
         OSError,
+        OverflowError,
+        RuntimeError,  # also encrypted archives and lists that hold themselves
         TypeError,
         ValueError,
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
         raise UserError(
-            f"{path} is damaged or not a file of weights ({path.stat().st_size} bytes); copy or download it again. "
-            f"Reading it says: {str(error) or type(error).__name__}"
+            f"{path} is damaged or not a file of weights ({path.stat().st_size} bytes){looks_like(path)}; copy or "
+            f"download it again. Reading it says: {str(error) or type(error).__name__}"
         ) from error
+
+
+def looks_like(path: Path) -> str:
+    """What a file is in place of weights, for the message about a damaged one; empty if its first bytes do not say."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(200).lstrip().lower()
+    except OSError:  # what is wrong is said beside this
+        return ""
+    if start.startswith(b"version https://git-lfs"):
+        return ": it is the pointer that Git LFS leaves in place of the file, which `git lfs pull` fetches"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return ": it is a web page, so its address did not lead to the file itself"
+    return ""
+
+
+def _refusal(path: Path, name: str) -> str:
+    if name.startswith("torch._utils._rebuild_q") or re.fullmatch(r"torch\.Q\w+Storage", name):
+        return (
+            f"{path} holds quantised numbers ({name}), which cannot be trained or converted; use the weights of before "
+            "the quantisation"
+        )
+    return (
+        f"{path} names {name}, which is not part of any weights, so it is refused; nothing of it was run. If you trust "
+        "the file, save its state_dict alone where PyTorch and the program that wrote it are: "
+        f"torch.save(torch.load({path.name!r}, weights_only=False).state_dict(), 'weights.pth'), or "
+        '["model"] in place of .state_dict() as the file has it'
+    )
 
 
 def _read_archive(path: Path) -> Any:
     """Files of PyTorch from 1.6 on."""
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
-        if len(pickles) != 1 or f"{pickles[0][:-8]}constants.pkl" in archive.namelist():
-            raise ValueError("expected one data.pkl inside, as torch.save writes it (TorchScript files hold programs)")
+        if len(pickles) != 1:
+            raise ValueError("expected one data.pkl inside, as torch.save writes it")
         folder = pickles[0].removesuffix("data.pkl")
+        if f"{folder}constants.pkl" in archive.namelist():
+            raise _Program
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its parts are compressed, which torch.save never does")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("its numbers are big-endian")
         storages: dict[str, _Storage] = {}

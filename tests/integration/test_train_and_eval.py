@@ -179,8 +179,9 @@ def train_on_samples(tmp_path, *flags, classes="['background','disc','square','s
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        write_small_start(tmp_path / "small.ckpt")
         (tmp_path / "a run").mkdir(exist_ok=True)
+    if not (tmp_path / "small.ckpt").exists():
+        write_small_start(tmp_path / "small.ckpt")
     return run(
         "train.py",
         *SMALL,
@@ -264,3 +265,27 @@ def test_checkpoints_of_an_earlier_run_are_never_mixed_with_new_ones(tmp_path, o
     )
     assert f"--keep_old_run=True, which keeps the earlier run as {place}.1 " in result.stdout
     assert "Traceback" not in result.stdout
+
+
+def test_finetuning_keeps_the_classes_that_the_detector_knows(tmp_path):
+    """Disc and star move to other columns. The steps are too small to change them much; new columns are random."""
+    start = write_small_start(tmp_path / "small.ckpt", classes=("background", "star", "cell", "disc"))
+    result = train_on_samples(tmp_path, "--base_lr=0.00000001")
+    assert result.returncode == 0, result.stdout
+    assert re.search(
+        r"2 classes and the background keep their weights of .*small\.ckpt: disc, star; "
+        r"1 class from random weights: square\n",
+        result.stdout,
+    )
+    found = weights_of(tmp_path / "a run" / "ckpt_0" / "faster_rcnn-1_2.ckpt")
+    for layer, size in (("cls_scores", 1), ("reg_scores", 4)):
+        # background, disc, square, star; boxes without the background
+        old, new = (
+            weights[f"rcnn.{layer}.weight"].reshape(len(weights["rcnn.cls_scores.weight"]), -1, size)
+            for weights in (start, found)
+        )
+        first = old.shape[1] - 4
+        np.testing.assert_allclose(new[:, 1 + first], old[:, 3 + first], atol=1e-6)
+        np.testing.assert_allclose(new[:, 3 + first], old[:, 1 + first], atol=1e-6)
+        assert np.abs(new[:, 2 + first] - old[:, 2 + first]).max() > 0.01
+    np.testing.assert_allclose(found["rcnn.cls_scores.weight"][:, 0], start["rcnn.cls_scores.weight"][:, 0], atol=1e-6)

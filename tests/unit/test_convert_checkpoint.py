@@ -496,11 +496,16 @@ def resnet50(tmp_path_factory):
     return path
 
 
-def test_a_backbone_of_torchvision_needs_no_flags(resnet50):
+def test_a_backbone_of_torchvision_needs_no_flags(resnet50, info):
     """It is padded on all sides at the pool behind the stem, which its shapes do not show."""
     config = load_config([f"--pre_trained={resnet50}"])
     assert config.stem_pool_pad == "same"
     assert pretrained_config(config).stem_pool_pad == "symmetric"
+    assert [record.getMessage() for record in info.records] == [
+        f"{resnet50} holds weights of torchvision or timm ResNet: backbone resnet_v1.5_50, stride of its stages on the "
+        "3x3 convolution",
+        f"checkpoint {resnet50} was trained with stem_pool_pad symmetric: taken from there",
+    ]
     with pytest.raises(UserError, match="--stem_pool_pad is same, but checkpoint .* was trained with symmetric"):
         pretrained_config(load_config([f"--pre_trained={resnet50}", "--stem_pool_pad=same"]))
     with pytest.raises(UserError, match=r"--backbone is resnet_v1_50, but .* trained with resnet_v1\.5_50"):

@@ -89,13 +89,14 @@ def test_background_boxes_have_columns_of_their_own():
         assert net.rcnn.reg_scores.weight.shape == (1024, outputs)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [*BACKBONES, "resnet_caffe_101", "resnet_caffe_152"])
 def test_stride_of_the_stages(backbone):
-    """Only resnet_v1_50 strides in the first 1x1 convolution, whatever the others' names say."""
+    """Of the published ones only resnet_v1_50 strides in the first 1x1 convolution, whatever the others' names say."""
+    on_first = backbone == "resnet_v1_50" or "caffe" in backbone
     net = published_detector(backbone)
     assert isinstance(net, Faster_Rcnn_Resnet)
-    assert isinstance(net, faster_rcnn_resnet50v1.Faster_Rcnn_Resnet) == (backbone == "resnet_v1_50")
-    first, second = ((2, 2), (1, 1)) if backbone == "resnet_v1_50" else ((1, 1), (2, 2))
+    assert isinstance(net, faster_rcnn_resnet50v1.Faster_Rcnn_Resnet) == on_first
+    first, second = ((2, 2), (1, 1)) if on_first else ((1, 1), (2, 2))
     for stage in (net.backbone.layer2, net.backbone.layer3, net.backbone.layer4):
         assert (stage[0].conv1.stride, stage[0].conv2.stride) == (first, second)
         assert (stage[1].conv1.stride, stage[1].conv2.stride) == ((1, 1), (1, 1))

@@ -29,7 +29,7 @@ METAS = np.float32([(*CANVAS, *scales) for scales in SCALES])
 VALUES = SETTINGS | {"roi_align_finest_scale": 10, "resnet_block": (1, 2, 1, 1)}
 CASES = {  # seed of the weights, configuration
     "published": (49, {}),
-    "stride on the first convolution": (52, {"backbone": "resnet_v1_50"}),
+    "stride on the first convolution": (52, {"backbone": "resnet_caffe_101"}),
     "symmetric pool": (52, {"stem_pool_pad": "symmetric"}),
     "boxes of the background": (49, {"without_bg_loss": False}),
 }
@@ -49,7 +49,7 @@ class Definition(NumpyDetector):
             images,
             blocks=config.resnet_block,
             symmetric_pool=config.stem_pool_pad == "symmetric",
-            stride_on_first=config.backbone == "resnet_v1_50",
+            stride_on_first=config.backbone == "resnet_caffe_101",
         )
         self.config = config
 

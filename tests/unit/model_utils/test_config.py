@@ -161,6 +161,8 @@ def test_fixed_values_and_tables_fit_the_shipped_file():
         ("resnet_v1_50", (3, 4, 6, 3), 0.04),
         ("resnet_v1_101", (3, 4, 23, 3), 0.02),
         ("resnet_v1_152", (3, 8, 36, 3), 0.02),
+        ("resnet_caffe_101", (3, 4, 23, 3), 0.02),
+        ("resnet_caffe_152", (3, 8, 36, 3), 0.02),
     ],
 )
 def test_backbone_picks_the_file(backbone, blocks, base_lr, tmp_path, monkeypatch):

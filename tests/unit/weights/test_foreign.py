@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from src.convert_checkpoint import load_pretrained, pretrained_config
+from src.FasterRcnn import build_detector
 from src.model_utils.config import load_config
 from src.model_utils.errors import UserError
-from src.weights.foreign import read_foreign, to_torchvision
+from src.weights.foreign import _read, read_foreign, to_torchvision
+from tests.unit.FasterRcnn import reference
+from tests.unit.weights.pth_writer import Named, write_pth
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = json.loads((FIXTURES / "torchvision_names.json").read_text())
@@ -173,23 +177,137 @@ def test_a_resnet_classifier_gives_the_backbone(tmp_path):
     assert result.settings == {"backbone": "resnet_v1.5_50", "stem_pool_pad": "symmetric"}
 
 
-@pytest.mark.parametrize("blocks, backbone", [(23, "resnet_v1_101"), (36, "resnet_v1_152")])
+def deeper(shapes, second, third):
+    """The shapes of a ResNet-50, or of a detector with one, with more blocks in the second and third stage."""
+    more = {
+        name.replace(f"layer{stage}.1.", f"layer{stage}.{number}."): shape
+        for stage, count in ((2, second), (3, third))
+        for number in range(2, count)
+        for name, shape in shapes.items()
+        if f"layer{stage}.1." in name
+    }
+    return shapes | more
+
+
+@pytest.mark.parametrize("blocks, backbone", [((4, 23), "resnet_v1_101"), ((8, 36), "resnet_v1_152")])
 def test_depth_is_told_from_the_blocks(tmp_path, blocks, backbone):
-    shapes = dict(NAMES["resnet50"])
-    second = 4 if blocks == 23 else 8
-    for stage, count in ((2, second), (3, blocks)):
-        for number in range(2, count):
-            shapes |= {
-                name.replace(f"layer{stage}.1.", f"layer{stage}.{number}."): shape
-                for name, shape in NAMES["resnet50"].items()
-                if name.startswith(f"layer{stage}.1.")
-            }
-    assert converted(tmp_path, arrays_of(shapes)).settings["backbone"] == backbone
+    assert converted(tmp_path, arrays_of(deeper(NAMES["resnet50"], *blocks))).settings["backbone"] == backbone
 
 
-def test_prefixes_of_parallel_training_go(tmp_path):
-    arrays = {f"module.{name}": value for name, value in arrays_of(NAMES["resnet50"]).items()}
-    assert len(converted(tmp_path, arrays).arrays) == 265
+@pytest.mark.parametrize("blocks, depth", [((4, 23), 101), ((8, 36), 152)])
+def test_depths_of_detectron2(tmp_path, blocks, depth):
+    arrays = as_detectron2(with_classes(arrays_of(deeper(DETECTOR, *blocks)), 81))
+    result = converted(tmp_path, arrays)
+    assert result.settings["backbone"] == f"resnet_caffe_{depth}"
+    assert len(result.arrays) == 5 * (depth + 3) + 16 + 6 + 8
+
+
+# ---- files as training programs leave them ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    """A ResNet-50 whose numbers are 1, with three classes."""
+    shapes = NAMES["resnet50"] | {"fc.weight": [3, 2048], "fc.bias": [3]}
+    return {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+
+
+def prefixed(arrays, prefix, factor=1):
+    return {f"{prefix}{name}": value * np.float32(factor) for name, value in arrays.items()}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module.model.", "model._orig_mod."])
+def test_prefixes_of_wrappers_go(tmp_path, resnet, prefix):
+    assert len(converted(tmp_path, prefixed(resnet, prefix)).arrays) == 265
+
+
+@pytest.mark.parametrize(
+    ("content", "value", "taken"),
+    [
+        (lambda net: {"state_dict": net}, 1, None),
+        (
+            lambda net: {"model": net, "optimizer": {"state": {0: {"step": 1}}}, "epoch": 3},
+            1,
+            "model, without optimizer",
+        ),
+        (lambda net: {"model_state": net, "epoch": 3}, 1, "model_state, without epoch"),
+        (lambda net: {"model_state_dict": net, "loss": 0.5}, 1, "model_state_dict, without loss"),
+        (
+            lambda net: {"state_dict": prefixed(net, "model."), "pytorch-lightning_version": "2.1"},
+            1,
+            "state_dict, without pytorch-lightning_version",
+        ),
+        (
+            lambda net: {
+                "model": net,
+                "model_ema": {"n_averaged": np.int64(7), **prefixed(net, "module.", 2)},
+                "args": Named("argparse", "Namespace", 1, state={}),
+            },
+            2,
+            "model_ema, without model, args",
+        ),
+        (
+            lambda net: {"state_dict": net, "state_dict_ema": prefixed(net, "", 2)},
+            2,
+            "state_dict_ema, without state_dict",
+        ),
+    ],
+)
+def test_weights_inside_of_training_checkpoints(tmp_path, resnet, content, value, taken):
+    """Averaged weights come first; what was taken is noted."""
+    result = read_foreign(write_pth(tmp_path / "checkpoint.pth", content(resnet)))
+    assert len(result.arrays) == 265
+    assert result.arrays["backbone.layer4.2.conv3.weight"].max() == value
+    assert (result.source.get("taken") or "").startswith(taken or "")
+    assert ("taken" in result.source) == (taken is not None)
+
+
+@pytest.mark.parametrize("kind", ["<f2", "<f8"])
+def test_other_precisions_become_float32(tmp_path, resnet, kind):
+    arrays = {name: (value * 0.5).astype(kind) for name, value in resnet.items()}
+    result = read_foreign(write_pth(tmp_path / "half.pth", arrays))
+    assert {value.dtype for value in result.arrays.values()} == {np.dtype(np.float32)}
+    assert result.arrays["backbone.conv1.weight"].max() == 0.5
+
+
+def test_bfloat16_of_safetensors(tmp_path):
+    """Upper halves of float32: 0x3f80 is 1, 0xc000 is -2."""
+    write_safetensors(tmp_path / "a.safetensors", "BF16", np.array([0x3F80, 0xC000], "<u2"))
+    with pytest.raises(UserError, match="of no project that is known here"):
+        read_foreign(tmp_path / "a.safetensors")
+    assert _read(tmp_path / "a.safetensors")["a"].tolist() == [1, -2]
+
+
+def test_other_numbers_of_safetensors_are_refused(tmp_path):
+    write_safetensors(tmp_path / "a.safetensors", "F8_E4M3", np.array([1, 2], "<u1"))
+    with pytest.raises(UserError, match="numbers of the type F8_E4M3 are not read"):
+        read_foreign(tmp_path / "a.safetensors")
+
+
+def write_safetensors(path, dtype, numbers):
+    header = json.dumps({"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, numbers.nbytes]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + numbers.tobytes())
+
+
+def test_numbers_that_come_beside_weights_are_left_out(tmp_path, resnet):
+    """Counters, and mmdetection's copies of what it averages."""
+    more = {"bn1.num_batches_tracked": np.array(9), "ema_layer1_0_conv1_weight": np.ones(1, np.float32)}
+    result = read_foreign(write_pth(tmp_path / "a.pth", {**resnet, **more}))
+    assert len(result.arrays) == 265
+
+
+def test_weights_of_yolo_are_refused_by_their_names(tmp_path):
+    names = ["model.0.conv.weight", "model.0.bn.weight", "model.22.dfl.conv.weight"]
+    path = write_pth(tmp_path / "yolo.pt", {"model": {name: np.ones(2, np.float32) for name in names}})
+    with pytest.raises(UserError) as refusal:
+        read_foreign(path)
+    assert "yolo.pt is of no project that is known here (torchvision Faster R-CNN, mmdetection 1" in str(refusal.value)
+    assert f"it begins with {', '.join(names)}" in str(refusal.value)
+
+
+def test_a_file_without_tensors_is_refused(tmp_path):
+    with pytest.raises(UserError, match="it begins with no tensor at all"):
+        read_foreign(write_pth(tmp_path / "a.pth", {"epoch": 3}))
 
 
 def test_unknown_names_are_refused(tmp_path, torchvision):
@@ -277,6 +395,47 @@ def test_bgr_images_without_deviation(tmp_path, torchvision):
     given, found = torchvision["backbone.body.conv1.weight"], result.arrays["backbone.conv1.weight"]
     np.testing.assert_allclose((found * here).sum((1, 2, 3)), (given * there).sum((1, 2, 3)), rtol=1e-4)
     assert result.settings["backbone"] == "resnet_v1_50"  # the stride on the first convolution of a block
+
+
+def test_images_of_detectron2_with_a_deviation_are_refused(tmp_path, torchvision):
+    arrays = FORMS["detectron2 Faster R-CNN"](torchvision)
+    ones, others = np.ones((3, 1, 1), np.float32), np.float32(STD).reshape(3, 1, 1)
+    assert converted(tmp_path, arrays | {"pixel_std": ones}).settings["backbone"] == "resnet_v1_50"
+    with pytest.raises(UserError, match=r"with pixel_std \[58\.39.*; only those with 1"):
+        converted(tmp_path, arrays | {"pixel_std": others})
+
+
+@pytest.mark.usefixtures("graph_mode")
+def test_a_block_of_detectron2_computes_what_it_computed_there(tmp_path):
+    """The first block of the second stage of a ResNet-101: stride 2 on its first convolution and its shortcut."""
+    arrays = as_detectron2(with_classes(arrays_of(deeper(DETECTOR, 4, 23)), 81))
+    rng = np.random.default_rng(3)
+    part = "backbone.bottom_up.res3.0."
+    for name, value in arrays.items():
+        if name.startswith(part) and "running_var" not in name:
+            arrays[name] = rng.normal(0, 1 / np.sqrt(value[0].size), value.shape).astype(np.float32)
+
+    def conv_and_norm(x, name, stride=1):
+        gamma, beta, mean, variance = (
+            arrays[f"{part}{name}.norm.{of}"].reshape(-1, 1, 1)
+            for of in ("weight", "bias", "running_mean", "running_var")
+        )
+        out = reference.conv2d(x, arrays[f"{part}{name}.weight"].astype(np.float64), stride=stride)
+        return (out - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+
+    image = rng.normal(size=(1, 256, 9, 12))
+    out = np.maximum(conv_and_norm(image, "conv1", stride=2), 0)
+    out = np.maximum(conv_and_norm(out, "conv2"), 0)
+    expected = np.maximum(conv_and_norm(out, "conv3") + conv_and_norm(image, "shortcut", stride=2), 0)
+
+    path = tmp_path / "R-101-FPN.safetensors"
+    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+    config = pretrained_config(load_config(["--device_target=CPU", f"--pre_trained={path}"]))
+    network = load_pretrained(build_detector(config), path)
+    network.set_train(False)
+    found = network.backbone.layer2[0](reference.tensor(image)).asnumpy()
+    assert (expected > 0).mean() > 0.2
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_one_box_for_all_classes_is_refused(tmp_path, torchvision):

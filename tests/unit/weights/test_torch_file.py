@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from src.convert_checkpoint import read_checkpoint
 from src.model_utils.errors import UserError
 from src.weights.torch_file import read_torch_file
+from tests.unit.weights.pth_writer import Named, Storage, View, write_pth
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -87,3 +89,110 @@ def test_missing_files_and_folders_are_named(tmp_path):
         read_torch_file(tmp_path / "none.pth")
     with pytest.raises(UserError, match="is a folder"):
         read_torch_file(tmp_path)
+
+
+# ---- what people keep under these suffixes ----------------------------------------------------------------
+
+
+def test_the_writer_of_these_tests_writes_what_the_reader_takes(tmp_path):
+    """Otherwise the refusals below would show nothing."""
+    given = {name: np.arange(6, dtype=kind).reshape(2, 3) for name, kind in (("a", "<f4"), ("b", "<f2"), ("c", "<i8"))}
+    found = read_torch_file(write_pth(tmp_path / "a.pth", given))
+    for name, value in given.items():
+        assert found[name].dtype == value.dtype
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_views_of_one_storage(tmp_path):
+    storage = Storage(np.arange(12, dtype=np.float32))
+    views = {"rows": View(storage, (3, 4), (4, 1)), "columns": View(storage, (4, 2), (1, 4), offset=4)}
+    found = read_torch_file(write_pth(tmp_path / "a.pth", views))
+    assert found["rows"].tolist() == np.arange(12).reshape(3, 4).tolist()
+    assert found["columns"].tolist() == [[4, 8], [5, 9], [6, 10], [7, 11]]
+
+
+def test_objects_of_training_programs_beside_the_weights_are_left_alone(tmp_path):
+    content = {
+        "model": {"a": np.ones(2, np.float32)},
+        "args": Named("argparse", "Namespace", 1, state={"device": Named("torch", "device", "cuda")}),
+        "lr_scheduler": {"milestones": Named("collections", "Counter", {8: 1, 11: 1})},
+        "hyper_parameters": Named("pytorch_lightning.utilities.parsing", "AttributeDict", {"lr": 0.1}),
+        "epoch": 3,
+    }
+    found = read_torch_file(write_pth(tmp_path / "a.pth", content))
+    assert found["model"]["a"].tolist() == [1, 1]
+    assert found["epoch"] == 3
+
+
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
+    """A number repeated by strides of 0 would fill the memory."""
+    view = View(Storage(np.ones(1, np.float32)), (10**6, 10**6), (0, 0))
+    with pytest.raises(UserError, match=r"a tensor \(1000000, 1000000\) is larger than its storage of 1 numbers"):
+        read_torch_file(write_pth(tmp_path / "a.pth", {"a": view}))
+
+
+def test_a_storage_that_claims_more_than_its_file_holds_is_refused(tmp_path):
+    view = View(Storage(np.ones(3, np.float32), count=10**12), (10**6, 10**6), (10**6, 1))
+    with pytest.raises(UserError, match="a storage of 1000000000000 numbers holds 3"):
+        read_torch_file(write_pth(tmp_path / "a.pth", {"a": view}))
+
+
+def test_compressed_archives_are_refused_before_they_are_unpacked(tmp_path):
+    path = write_pth(tmp_path / "a.pth", {"a": np.zeros(10**6, np.float32)}, compression=zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 10**5
+    with pytest.raises(UserError, match="compressed, which torch.save never does"):
+        read_torch_file(path)
+
+
+def test_a_list_that_holds_itself_is_refused(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02]q\x00h\x00a.")
+    with pytest.raises(UserError, match="is damaged or not a file of weights"):
+        read_torch_file(tmp_path / "a.pkl")
+
+
+def test_torchscript_is_refused_with_the_way_out(tmp_path):
+    content = {"model": Named("__torch__.Net", "Net", state={})}
+    path = write_pth(tmp_path / "script.pt", content, others=["constants.pkl", "code/__torch__.py"])
+    with pytest.raises(
+        UserError, match=r"script\.pt is a program of TorchScript.*torch\.jit\.load\('script\.pt'\)\.state_dict\(\)"
+    ):
+        read_torch_file(path)
+
+
+def test_a_whole_module_is_refused_with_the_way_out(tmp_path):
+    path = write_pth(tmp_path / "yolo.pt", {"model": Named("ultralytics.nn.tasks", "DetectionModel", state={})})
+    with pytest.raises(
+        UserError, match=r"yolo\.pt names ultralytics\.nn\.tasks\.DetectionModel.*torch\.save\(torch\.load\('yolo\.pt'"
+    ):
+        read_torch_file(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        Named("torch._utils", "_rebuild_qtensor", 1),
+        View(Storage(np.ones(2, np.uint8), kind="QInt8Storage"), (2,), (1,)),
+    ],
+)
+def test_quantised_tensors_are_refused_by_name(tmp_path, content):
+    with pytest.raises(
+        UserError, match=r"a\.pth holds quantised numbers \(torch\..*Q|a\.pth holds quantised numbers .*_q"
+    ):
+        read_torch_file(write_pth(tmp_path / "a.pth", {"a": content}))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 99\n", "the pointer that Git LFS leaves"),
+        (b"\n<!DOCTYPE html><html><title>Sign in</title></html>", "it is a web page"),
+        (b"<html><body>404</body></html>", "it is a web page"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors", ".ckpt"])
+def test_what_a_download_left_in_place_of_the_file_is_named(tmp_path, content, words, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=words) as refusal:
+        read_checkpoint(path)
+    assert str(path) in str(refusal.value)
