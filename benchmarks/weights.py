@@ -21,10 +21,11 @@ HEIGHT, WIDTH = 256, 320
 # Of all sizes and shapes, half-open corners.
 ROIS = ((10, 20, 110, 150), (5, 5, 60, 40), (0, 0, 319, 255), (100, 30, 300, 200), (40, 50, 47, 61), (200, 3, 230, 250))
 SCORE_THR, MIN_IOU = 0.5, 0.98
+PARTS = ("boxes", "labels", "mask")  # of detections
 
 
-def our_outputs(folder: Path, canvases: np.ndarray, rois: np.ndarray) -> dict[str, np.ndarray]:
-    """The outputs of weights_peer.py, of our network; boxes with half-open corners."""
+def our_outputs(folder: Path, canvases: np.ndarray, rois: np.ndarray, proposals: np.ndarray) -> dict[str, np.ndarray]:
+    """The outputs of weights_peer.py, of our network, and its detections of the peer's proposals; half-open corners."""
     import mindspore as ms
     from mindspore import Tensor, nn, ops
 
@@ -39,14 +40,17 @@ def our_outputs(folder: Path, canvases: np.ndarray, rois: np.ndarray) -> dict[st
             super().__init__(auto_prefix=False)
             self.detector = detector
 
-        def construct(self, images, image_rois, metas):
+        def construct(self, images, image_rois, metas, proposals):
             detector = self.detector
             maps = detector.fpn_neck(detector.backbone(images))
             logits, deltas = detector.rpn_with_loss(maps)
             anchors = ops.tile(ops.expand_dims(detector.proposals_test.anchors, 0), (len(images), 1, 1))
             boxes = detector.proposals_test.coder.decode(anchors, ops.concat(deltas, 1))
             roi_logits, roi_deltas = detector.rcnn(detector.roi_align(image_rois, maps))
-            return maps, logits, boxes, roi_logits, roi_deltas, detector.detect(images, metas)
+            scores, moves = detector.rcnn(detector.roi_align(proposals, maps))
+            mask = ops.ones(proposals.shape[:2], ms.bool_)
+            given = detector.predict_boxes(scores, moves, proposals, mask, ops.ones((len(images), 2)))
+            return maps, logits, boxes, roi_logits, roi_deltas, detector.detect(images, metas), given
 
     ms.set_context(mode=ms.GRAPH_MODE)
     path = folder / "torchvision.pth"
@@ -57,13 +61,15 @@ def our_outputs(folder: Path, canvases: np.ndarray, rois: np.ndarray) -> dict[st
     batch = len(canvases)
     closed = np.tile(rois - [0, 0, 1, 1], (batch, 1, 1)).astype(np.float32)
     metas = np.tile(np.array([HEIGHT, WIDTH, 1, 1], np.float32), (batch, 1))
-    maps, logits, boxes, roi_logits, roi_deltas, found = parts(*map(Tensor, (canvases, closed, metas)))
-    outputs = {"roi_logits": roi_logits, "roi_deltas": roi_deltas, "rpn_boxes": boxes, "detections": found[0]}
-    outputs |= {"labels": found[1], "mask": found[2]}
+    inputs = canvases, closed, metas, (proposals - [0, 0, 1, 1]).astype(np.float32)
+    maps, logits, boxes, roi_logits, roi_deltas, own, given = parts(*map(Tensor, inputs))
+    outputs = {"roi_logits": roi_logits, "roi_deltas": roi_deltas, "rpn_boxes": boxes}
+    for name, found in (("own", own), ("given", given)):
+        outputs |= {f"{name}_{part}": value for part, value in zip(PARTS, found, strict=False)}
     outputs |= {f"map_{number}": value for number, value in enumerate(maps)}
     outputs |= {f"logits_{number}": value for number, value in enumerate(logits)}
     arrays = {name: value.asnumpy() for name, value in outputs.items()}
-    for name in ("rpn_boxes", "detections"):
+    for name in ("rpn_boxes", "own_boxes", "given_boxes"):
         arrays[name][..., 2:4] += 1
     return arrays
 
@@ -85,17 +91,23 @@ def rows_of(peer: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray]) -> l
         (f"class logits of {len(deltas)} given RoIs", _relative(ours["roi_logits"], peer["roi_logits"][:, kept]))
     )
     rows.append(("their box deltas", _relative(ours["roi_deltas"].reshape(deltas.shape), deltas)))
-    same, total = 0, 0
-    for number in range(len(ours["detections"])):
-        for box, label, score in zip(
-            *(peer[f"{name}_{number}"] for name in ("boxes", "labels", "scores")), strict=True
-        ):
-            if score > SCORE_THR and label in kept:
-                total += 1
-                rows_here = ours["mask"][number, :, 0] & (ours["labels"][number, :, 0] + 1 == kept.index(label))
-                same += any(_iou(box, other) > MIN_IOU for other in ours["detections"][number, rows_here, :4])
-    rows.append((f"detections with a score above {SCORE_THR}", f"{same} of {total} with an IoU above {MIN_IOU}"))
+    for name, what in (("given", "the peer's"), ("own", "its own")):
+        rows.append((f"detections above {SCORE_THR} of {what} proposals", _same_detections(peer, ours, name, kept)))
     return rows
+
+
+def _same_detections(peer: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray], name: str, kept: list[int]) -> str:
+    """How many of the peer's detections ours has too, with the same class."""
+    boxes, labels, mask = (ours[f"{name}_{part}"] for part in PARTS)
+    same, total = 0, 0
+    for number in range(len(boxes)):
+        columns = (peer[f"{part}_{number}"] for part in ("boxes", "labels", "scores"))
+        for box, label, score in zip(*columns, strict=True):
+            if score > SCORE_THR:
+                total += 1
+                rows = mask[number, :, 0] & (labels[number, :, 0] + 1 == kept.index(label))
+                same += any(_iou(box, other) > MIN_IOU for other in boxes[number, rows, :4])
+    return f"{same} of {total} with an IoU above {MIN_IOU}"
 
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> str:
@@ -124,7 +136,8 @@ def main() -> None:
         np.savez(folder / "inputs.npz", canvases=canvases, rois=rois)
         peer = REPO_ROOT / ".venv-peer" / "bin" / "python"
         subprocess.run([peer, REPO_ROOT / "benchmarks" / "weights_peer.py", folder], check=True)
-        rows = rows_of(np.load(folder / "outputs.npz"), our_outputs(folder, canvases, rois))
+        found = np.load(folder / "outputs.npz")
+        rows = rows_of(found, our_outputs(folder, canvases, rois, found["proposals"]))
     width = max(len(what) for what, _ in rows)
     sys.stdout.writelines(f"{what:{width}}  {difference}\n" for what, difference in rows)
 

@@ -16,6 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 
 # Random logits are small; so much larger, they give scores on both sides of 0.5.
 LOGIT_SCALE = 60.0
+COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 
 
 def random_detector() -> torch.nn.Module:
@@ -30,6 +31,7 @@ def random_detector() -> torch.nn.Module:
             part.bias.data.normal_(0, 0.1)
     predictor = model.roi_heads.box_predictor
     predictor.cls_score.weight.data *= LOGIT_SCALE
+    predictor.cls_score.bias.data[list(COCO_GAPS)] = -100.0  # ids without a class: a trained network never gives them
     model.rpn.head.cls_logits.weight.data *= LOGIT_SCALE
     return model
 
@@ -55,6 +57,7 @@ def outputs_of(model: torch.nn.Module, canvases: torch.Tensor, rois: torch.Tenso
         },
     }
     proposals, _ = model.rpn(images, maps)
+    found["proposals"] = torch.stack(proposals)
     detections, _ = model.roi_heads(maps, proposals, images.image_sizes)
     for number, detection in enumerate(detections):
         found |= {f"{name}_{number}": value for name, value in detection.items()}
