@@ -120,14 +120,8 @@ class Adam(Optimizer):
     EPSILON = 1e-8
     STATE = ("moment1", "moment2")
 
-    def __init__(
-        self,
-        params: Sequence[Parameter],
-        rates: Sequence[float] | Tensor,
-        weight_decay: float,
-        backbone_factor: float = 1.0,
-    ):
-        super().__init__(params, rates, weight_decay, backbone_factor)
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
         self.rule = ops.Adam()
 
     def update(self, gradients: Sequence[Tensor], rates: Sequence[Tensor]) -> None:
