@@ -410,6 +410,8 @@ def _training_problems(keys: Keys) -> Iterator[tuple[str, str]]:
         yield "best_metric", "no such flag, or --run_eval=True: without evaluations there is no best checkpoint"
     if keys.dynamic_loss_scale and keys.device_target == "CPU":
         yield "dynamic_loss_scale", "False on a CPU, which computes in float32 and does not scale the loss"
+    if keys.dynamic_loss_scale and keys.loss_scale < 1:
+        yield "loss_scale", "1 or more with dynamic_loss_scale, which starts there"
 
 
 def _path_problems(keys: Keys) -> Iterator[tuple[str, str]]:

@@ -77,9 +77,11 @@ class TrainStep(nn.Cell):
             self.update()
 
     def go_on_from(self, other: "TrainStep") -> None:
-        """Take over what another step with fewer trained parameters has reached: optimiser and loss scale."""
-        if other.gradients.steps:  # gradients of fewer parameters do not add up with these
-            other.update()
+        """Take over what another step with fewer trained parameters has reached: optimiser and loss scale.
+
+        Gradients that wait there for an update are given up, because they are of fewer parameters; their steps count.
+        """
+        self.gradients.steps = other.gradients.steps
         self.optimizer.go_on_from(other.optimizer)
         if self.scaler is not None and other.scaler is not None:
             self.scaler.scale_value.set_data(other.scaler.scale_value.value())

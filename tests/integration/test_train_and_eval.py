@@ -227,7 +227,8 @@ def test_a_second_start_takes_the_compiled_graph_and_trains_equally(tmp_path):
     assert "kept the compiled graph in" in first.stdout
     assert "taking the compiled graph from" in second.stdout
     assert len(list((tmp_path / "records").glob("train-*"))) == 1 and "checking images" not in second.stdout
-    assert "an earlier run has been here; kept as ckpt_0.1, results.csv.1, results.png.1, loss_0.log.1\n" in second.stdout
+    kept = "ckpt_0.1, results.csv.1, results.png.1, loss_0.log.1"
+    assert f"an earlier run has been here; kept as {kept}\n" in second.stdout
     after = contents(folder)
     assert {
         "ckpt_0.1/faster_rcnn-1_2.ckpt": before["ckpt_0/faster_rcnn-1_2.ckpt"],

@@ -607,3 +607,14 @@ def test_weights_that_are_not_finite_are_never_saved(config):
         train(RootDetector(), train_data(samples_of(2), labels=[1.0, 0.0]), config, CPU)
     for path in Path(config.save_checkpoint_path).rglob("*.ckpt"):
         assert np.isfinite(read_checkpoint(path)["backbone.weight"].asnumpy()).all(), path
+
+
+def test_thawing_between_two_updates_gives_up_what_waits_and_keeps_the_count(config):
+    """3 steps an epoch, an update every 2: 3 updates, the second by the fourth step's gradients alone."""
+    config = dataclasses.replace(
+        config, accumulate_steps=2, frozen_stages=1, thaw_epoch=1, weight_decay=0.0, lr_type="multistep", momentum=0.0
+    )
+    samples, network = samples_of(3, seed=5), FrozenDetector()
+    train(network, train_data(samples), config, CPU)
+    # 0.08 * 2 steps * batch 2 / 16 = 0.02, a tenth of it from epoch 1 on; the bias's gradient is 6 * bias.
+    np.testing.assert_allclose(network.bias.asnumpy(), BIAS * (1 - 0.12) * (1 - 0.012) ** 2, rtol=1e-5)

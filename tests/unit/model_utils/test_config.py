@@ -956,6 +956,10 @@ def test_a_users_file_sets_what_it_states_and_a_copy_what_it_changes(config_file
         (["--best_metric=AP50"], ("best_metric is 'AP50'", "--run_eval=True")),
         (["--best_metric=AP75", "--run_eval=True"], ("best_metric", "AP, AP50")),
         (["--dynamic_loss_scale=True", "--device_target=CPU"], ("dynamic_loss_scale is True", "CPU")),
+        (
+            ["--dynamic_loss_scale=True", "--device_target=Ascend", "--loss_scale=0.5"],
+            ("loss_scale is 0.5", "1 or more with dynamic_loss_scale"),
+        ),
         (["--ema_decay=1.0"], ("ema_decay is 1.0", "not including, 1")),
         (["--accumulate_steps=0"], ("accumulate_steps is 0", "greater than 0")),
         (["--backbone_lr_factor=0"], ("backbone_lr_factor is 0", "greater than 0")),
@@ -978,7 +982,10 @@ def test_training_options_that_would_have_no_effect_are_refused(flags, words):
     ],
 )
 def test_training_options_in_their_ranges_load(flags):
-    load_config(flags)
+    config = load_config(flags)
+    for flag in flags:
+        key, text = flag.removeprefix("--").split("=")
+        assert str(getattr(config, key)) == text
 
 
 def test_describe_tells_what_the_recipe_sets_from_what_the_user_sets():
